@@ -1,0 +1,1 @@
+"""What exists and from what it is made: one file per stage, and no maths."""

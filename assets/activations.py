@@ -1,0 +1,97 @@
+"""Activations of the training tokens: every site in one pass over the model."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import dagster as dg
+
+from assets.corpora import tokens_key
+from assets.grid import Outline, site_partitions
+from assets.models import model_key
+from assets.progress import progress
+from assets.store import Store, language_model
+from assets.study import Study, slug
+from sae_lib.config import digest
+
+
+def activations_key(experiment: str) -> dg.AssetKey:
+    return dg.AssetKey([experiment, "activations"])
+
+
+def activations_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=activations_key(outline.name),
+        group_name=outline.name,
+        kinds={"safetensors", "torch"},
+        tags={"stage": "activations"},
+        partitions_def=site_partitions(outline),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[tokens_key(outline.name), model_key(outline.model)],
+        description="Activations of the training tokens at each site, harvested in one pass for "
+        "all sites, with their norms and checksums. Empty when the experiment streams.",
+    )
+    def activations(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
+        study = load()
+        if study.activations.store == "stream":
+            return dg.MaterializeResult(metadata={"store": "streamed from the model"})
+        sites = [site for site in study.sites if site in set(context.partition_keys)]
+        harvest_sites(study, store, sites, context.log.info)
+        for site in sites:
+            identity = study.harvested(site)
+            facts = store.artifacts.manifest(identity)["facts"]
+            context.add_asset_metadata(
+                {
+                    "path": dg.MetadataValue.path(store.artifacts.path(identity)),
+                    "dagster/row_count": facts["num_rows"],
+                    "width": facts["d_in"],
+                    "mean_norm": facts["mean_norm"],
+                    "root_mean_square_norm": facts["mean_square_norm"] ** 0.5,
+                },
+                partition_key=site,
+            )
+        return dg.MaterializeResult()
+
+    return activations
+
+
+def harvest_sites(
+    study: Study, store: Store, sites: Sequence[str], log: Callable[[str], None]
+) -> None:
+    """Harvest those of ``sites`` that are not there yet, in one pass; a killed pass resumes."""
+    from sae_lib.activations.harvest import harvest
+    from sae_lib.activations.tokens import Tokens
+
+    missing = [site for site in sites if not store.artifacts.exists(study.harvested(site))]
+    if not missing:
+        return
+    identities = {site: study.harvested(site) for site in missing}
+    # One pass fills one folder; the artefacts, one per site, are moved out of it when it is whole.
+    together = digest({"sites": sorted(identity.hash for identity in identities.values())})
+    folder = store.root / "artifacts" / "activations" / f".pass-{together}.partial"
+    with ExitStack() as stack:
+        spaces = {
+            site: stack.enter_context(
+                store.artifacts.build(
+                    identity,
+                    parents={"tokens": study.tokens.hash, "model": study.model_fingerprint},
+                    device=store.device,
+                )
+            )
+            for site, identity in identities.items()
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        summaries = harvest(
+            language_model(study, store),
+            Tokens.open(store.artifacts.path(study.tokens)).split("train"),
+            missing,
+            folder,
+            batch_contexts=study.activations.batch_contexts,
+            dtype=study.activations.dtype,
+            on_progress=progress("harvesting", log, unit="contexts"),
+        )
+        for site, space in spaces.items():
+            for item in (folder / slug(site)).iterdir():
+                item.replace(space.path / item.name)
+            space.facts.update(summaries[site]._asdict())
+        shutil.rmtree(folder)

@@ -1,0 +1,93 @@
+"""What the SAEs are good for: probes, steering vectors, data selection."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import dagster as dg
+
+from assets.corpora import tokens_key
+from assets.grid import Outline, cell_key, cells_of, grid
+from assets.models import model_key
+from assets.progress import progress
+from assets.rows import Tables, build_rows
+from assets.saes import saes_key
+from assets.store import Store, language_model
+from assets.study import Study, Variant
+
+TABLES = ("applications", "selections")
+ROWS_PRESENT = "rows_present"
+
+
+def applications_key(experiment: str) -> dg.AssetKey:
+    return dg.AssetKey([experiment, "applications"])
+
+
+def applications_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinition:
+    key = applications_key(outline.name)
+
+    @dg.asset(
+        key=key,
+        group_name=outline.name,
+        kinds={"parquet"},
+        tags={"stage": "applications"},
+        partitions_def=grid(outline),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[saes_key(outline.name), tokens_key(outline.name), model_key(outline.model)],
+        check_specs=[
+            dg.AssetCheckSpec(ROWS_PRESENT, asset=key, description="Every application has rows.")
+        ],
+        description="Applications of each SAE beside the baselines that need none: sparse and "
+        "dense probes, steering vectors with strength sweeps, diversity-driven data selection.",
+    )
+    def applications(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
+        study = load()
+        cells = cells_of(study, context.partition_keys)
+        compute_applications(study, store, cells, context.log.info)
+        counts = {}
+        for site, variant in cells:
+            manifest = store.artifacts.manifest(study.measured("applications", site, variant))
+            counts[f"{site}|{variant.id}"] = manifest["facts"]["applications"]
+            context.add_asset_metadata(
+                {"dagster/row_count": manifest["facts"]["applications"]},
+                partition_key=cell_key(site, variant.id),
+            )
+        return dg.MaterializeResult(
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name=ROWS_PRESENT,
+                    passed=all(counts.values()),
+                    metadata={"rows": dg.MetadataValue.json(counts)},
+                )
+            ]
+        )
+
+    return applications
+
+
+def compute_applications(
+    study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
+) -> int:
+    from sae_lib.activations.tokens import Tokens
+    from sae_lib.apply import apply_site
+    from sae_lib.saes.files import load_sae
+
+    def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
+        coders = {
+            variant.id: load_sae(store.artifacts.path(study.sae(site, variant)))
+            for variant in variants
+        }
+        applied = apply_site(
+            language_model(study, store),
+            Tokens.open(store.artifacts.path(study.tokens)),
+            site,
+            coders,
+            study.apply,
+            corpus=study.corpus,
+            relative_to=study.base,
+            on_progress=progress(f"applying {len(coders)} SAEs at {site}", log, unit="parts"),
+        )
+        return {
+            name: {"applications": one.rows, "selections": one.selections}
+            for name, one in applied.items()
+        }
+
+    return build_rows("applications", study, store, cells, compute, TABLES)

@@ -1,0 +1,232 @@
+"""Metrics of every SAE, and the frontier over all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from assets.corpora import build_tokens_artifact, tokens_key
+from assets.grid import Outline, cell_key, cells_of, grid
+from assets.models import model_key
+from assets.progress import progress
+from assets.rows import Tables, build_rows
+from assets.saes import saes_key
+from assets.store import EVERYTHING, Store, language_model, save_rows
+from assets.study import Study, Variant
+
+TABLES = ("metrics", "latents")
+ROWS_PRESENT = "rows_present"
+SANE = "values_are_possible"
+
+
+def metrics_key(experiment: str) -> dg.AssetKey:
+    return dg.AssetKey([experiment, "metrics"])
+
+
+def frontier_key(experiment: str) -> dg.AssetKey:
+    return dg.AssetKey([experiment, "frontier"])
+
+
+def metrics_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinition:
+    key = metrics_key(outline.name)
+
+    @dg.asset(
+        key=key,
+        group_name=outline.name,
+        kinds={"torch", "parquet"},
+        tags={"stage": "metrics"},
+        partitions_def=grid(outline),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[saes_key(outline.name), tokens_key(outline.name), model_key(outline.model)],
+        check_specs=[
+            dg.AssetCheckSpec(ROWS_PRESENT, asset=key, description="Every SAE has metric rows."),
+            dg.AssetCheckSpec(
+                SANE,
+                asset=key,
+                description="No value lies outside what its definition allows.",
+            ),
+        ],
+        description="Reconstruction, model behaviour and sparsity of each SAE on held-out tokens, "
+        "each with its definition and standard error; one pass over the tokens for all SAEs.",
+    )
+    def metrics(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
+        study = load()
+        cells = cells_of(study, context.partition_keys)
+        compute_metrics(study, store, cells, context.log.info)
+        counts, impossible = {}, []
+        for site, variant in cells:
+            values = _values(study, store, site, variant)
+            counts[f"{site}|{variant.id}"] = len(values)
+            impossible += [f"{site}|{variant.id}: {text}" for text in _impossible(values)]
+            context.add_asset_metadata(
+                {name: values[name] for name in HEADLINES if values.get(name) is not None},
+                partition_key=cell_key(site, variant.id),
+            )
+        return dg.MaterializeResult(
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name=ROWS_PRESENT,
+                    passed=bool(counts) and all(counts.values()),
+                    metadata={"rows": dg.MetadataValue.json(counts)},
+                ),
+                dg.AssetCheckResult(
+                    check_name=SANE,
+                    passed=not impossible,
+                    metadata={"impossible": dg.MetadataValue.json(impossible)},
+                ),
+            ]
+        )
+
+    return metrics
+
+
+HEADLINES = (
+    "l0",
+    "fvu",
+    "explained_variance",
+    "delta_lm_loss",
+    "loss_recovered",
+    "dead_share",
+)
+
+
+def compute_metrics(
+    study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
+) -> int:
+    from sae_lib.activations.tokens import Tokens
+    from sae_lib.evaluate import evaluate_site
+    from sae_lib.saes.files import load_sae
+
+    def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
+        build_tokens_artifact(study, store, log)
+        split = Tokens.open(store.artifacts.path(study.tokens)).split("eval")
+        coders = {
+            variant.id: load_sae(store.artifacts.path(study.sae(site, variant)))
+            for variant in variants
+        }
+        results = evaluate_site(
+            language_model(study, store),
+            split,
+            {site: coders},
+            study.evaluate,
+            mean_activation={site: mean_activation(study, store, site)},
+            batch_contexts=study.activations.batch_contexts,
+            on_progress=progress(f"evaluating {len(coders)} SAEs at {site}", log, unit="contexts"),
+        )
+        return {
+            variant.id: {
+                "metrics": results[site, variant.id].measurements,
+                "latents": results[site, variant.id].per_latent,
+            }
+            for variant in variants
+        }
+
+    return build_rows("metrics", study, store, cells, compute, TABLES)
+
+
+def mean_activation(study: Study, store: Store, site: str) -> Any:
+    """Mean activation over training tokens: from the store, or from a streamed sample."""
+    from sae_lib.activations.batches import StreamedBatches
+    from sae_lib.activations.store import ActivationStore
+    from sae_lib.activations.tokens import Tokens
+
+    if store.artifacts.exists(study.harvested(site)):
+        return ActivationStore.open(store.artifacts.path(study.harvested(site))).stats(site).mean
+    split = Tokens.open(store.artifacts.path(study.tokens)).split("train")
+    batches = StreamedBatches(
+        language_model(study, store),
+        split,
+        [site],
+        batch_tokens=study.variants[0].train.batch_tokens,
+        seed=0,
+        batch_contexts=study.activations.batch_contexts,
+        dtype=study.activations.dtype,
+    )
+    return batches.stats(site).mean
+
+
+def _rows(study: Study, store: Store, site: str, variant: Variant) -> list[dict[str, Any]]:
+    import polars as pl
+
+    folder = store.artifacts.path(study.measured("metrics", site, variant))
+    return pl.read_parquet(folder / "metrics.parquet").to_dicts()
+
+
+def _values(study: Study, store: Store, site: str, variant: Variant) -> dict[str, float | None]:
+    """First value of each metric by name: the default definition stands first."""
+    values: dict[str, float | None] = {}
+    for row in _rows(study, store, site, variant):
+        values.setdefault(row["name"], row["value"])
+    return values
+
+
+def _impossible(values: Mapping[str, float | None]) -> list[str]:
+    """Values that no correct computation gives."""
+    bounds = {
+        "fvu": (0.0, None),
+        "explained_variance": (None, 1.0),
+        "l0": (0.0, None),
+        "dead_share": (0.0, 1.0),
+        "mse": (0.0, None),
+        "cosine": (-1.0, 1.0),
+        "kl_score": (None, 1.0),
+    }
+    wrong = []
+    for name, (low, high) in bounds.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        slack = 1e-6
+        if (low is not None and value < low - slack) or (high is not None and value > high + slack):
+            wrong.append(f"{name} = {value}")
+    return wrong
+
+
+def frontier_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=frontier_key(outline.name),
+        group_name=outline.name,
+        kinds={"parquet"},
+        tags={"stage": "frontier"},
+        deps=[metrics_key(outline.name)],
+        description="Sparsity against fidelity over all SAEs of the experiment: Pareto sets, "
+        "values at matched L0 and dominance between architectures.",
+    )
+    def frontier(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
+        study = load()
+        rows = build_frontier(study, store)
+        return dg.MaterializeResult(metadata={"dagster/row_count": rows})
+
+    return frontier
+
+
+def build_frontier(study: Study, store: Store) -> int:
+    """Build and land the frontier rows of the whole grid; how many there are."""
+    from sae_lib.evaluate import frontier_rows
+
+    identity = study.frontier
+    if not store.artifacts.exists(identity):
+        points = [
+            {
+                "site": site,
+                "variant": variant.id,
+                "family": _family(variant),
+                "seed": variant.sae.get("seed", 0),
+                "rows": _rows(study, store, site, variant),
+            }
+            for site, variant in study.cells()
+        ]
+        with store.artifacts.build(identity, parents={"model": study.model_fingerprint}) as space:
+            rows = frontier_rows(points, study.evaluate)
+            save_rows(space.path, {"metrics": rows})
+            space.facts["metrics"] = len(rows)
+    if not store.has_landed(study, "frontier", EVERYTHING, EVERYTHING, identity):
+        store.land(study, "frontier", EVERYTHING, None, identity, ("metrics",))
+    return store.artifacts.manifest(identity)["facts"]["metrics"]
+
+
+def _family(variant: Variant) -> str:
+    """Members of one family differ in sparsity and seed alone."""
+    objective = variant.objective.get("kind", "plain")
+    kind = variant.sae["kind"]
+    return f"{kind}-w{variant.sae['d_sae']}" + ("" if objective == "plain" else f"-{objective}")

@@ -1,0 +1,51 @@
+"""Small pictures and tables for the metadata of an asset; kept under 30 KB each."""
+
+import base64
+from pathlib import Path
+
+CURVES = ("fvu", "l0", "dead_share")
+LATENTS_SHOWN = 12
+
+
+def curve_markdown(curves: Path) -> str:
+    """Training curves of one SAE as a picture inside markdown."""
+    import polars as pl
+
+    from sae_lib.report.plots import small_curves, to_png
+
+    frame = pl.read_parquet(curves).filter(pl.col("name").is_in(CURVES))
+    if frame.is_empty():
+        return "No curve was recorded."
+    picture = base64.b64encode(to_png(small_curves(frame), scale=1)).decode()
+    return f"![training curves](data:image/png;base64,{picture})"
+
+
+def latents_markdown(folder: Path) -> str:
+    """A sample of latents with label, density and their strongest example."""
+    import polars as pl
+
+    latents = pl.read_parquet(folder / "latent_statistics.parquet").filter(pl.col("density") > 0)
+    examples = pl.read_parquet(folder / "examples.parquet").filter(pl.col("rank") == 0)
+    shown = (
+        latents.join(examples, on="latent", how="left", suffix="_example")
+        .sort("density", descending=True)
+        .gather_every(max(1, latents.height // LATENTS_SHOWN))
+        .head(LATENTS_SHOWN)
+    )
+    lines = ["| latent | label | fires on | strongest example |", "|---|---|---|---|"]
+    for row in shown.iter_rows(named=True):
+        tokens = row["tokens"] or []
+        text = "".join(
+            f" **{_plain(token)}**" if index == row["peak"] else f" {_plain(token)}"
+            for index, token in enumerate(tokens)
+        )
+        label = _plain(row["label"] or "")
+        lines.append(f"| {row['latent']} | {label} | {row['density']:.3%} | {text.strip()} |")
+    return "\n".join(lines)
+
+
+def _plain(token: str) -> str:
+    """A token that can neither end a table cell nor start markup."""
+    visible = token.replace("\n", "⏎").replace("\r", "⏎").strip() or "␣"
+    escaped = visible.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\|*_`[]!" else c for c in escaped)

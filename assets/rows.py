@@ -1,0 +1,45 @@
+"""The common life of a stage whose product is rows: compute what is missing, keep, land."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from assets.store import Store, save_rows
+from assets.study import Study, Variant, by_site
+
+Tables = Mapping[str, Sequence[Any]]
+ForSite = Callable[[str, Sequence[Variant]], Mapping[str, Tables]]
+"""For one site and the variants that are missing: rows per table, by variant id."""
+
+
+def build_rows(
+    stage: str,
+    study: Study,
+    store: Store,
+    cells: Sequence[tuple[str, Variant]],
+    compute: ForSite,
+    tables: Sequence[str],
+) -> int:
+    """Build and land the rows of ``cells``; how many cells had to be computed."""
+    missing = [
+        (site, variant)
+        for site, variant in cells
+        if not store.artifacts.exists(study.measured(stage, site, variant))
+    ]
+    for site, variants in by_site(missing).items():
+        found = compute(site, variants)
+        for variant in variants:
+            identity = study.measured(stage, site, variant)
+            parents = {
+                "sae": study.sae(site, variant).hash,
+                "model": study.model_fingerprint,
+                "tokens": study.tokens.hash,
+            }
+            with store.artifacts.build(identity, parents=parents, device=store.device) as space:
+                rows = {table: found[variant.id].get(table, []) for table in tables}
+                save_rows(space.path, rows)
+                space.facts.update({table: len(content) for table, content in rows.items()})
+    for site, variant in cells:
+        identity = study.measured(stage, site, variant)
+        if not store.has_landed(study, stage, site, variant.id, identity):
+            store.land(study, stage, site, variant, identity, tables)
+    return len(missing)

@@ -1,0 +1,252 @@
+"""Trained SAEs: all variants of a site in one pass over its activations."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.activations import activations_key, harvest_sites
+from assets.grid import Outline, cell_key, cells_of, grid
+from assets.models import model_key
+from assets.pictures import curve_markdown
+from assets.progress import progress
+from assets.store import Store, language_model, save_rows
+from assets.study import Study, Variant, by_site
+
+FINITE = "loss_is_finite"
+FEW_DEAD = "few_dead_latents"
+DEAD_SHARE_LIMIT = 0.5
+NEAR_TARGET = "l0_near_target"
+TARGET_TOLERANCE = 0.25
+"""Relative; an L0 measured on the last training batches scatters by a few per cent."""
+
+TABLES = ("saes", "curves")
+
+
+def saes_key(experiment: str) -> dg.AssetKey:
+    return dg.AssetKey([experiment, "saes"])
+
+
+def saes_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinition:
+    key = saes_key(outline.name)
+
+    @dg.asset(
+        key=key,
+        group_name=outline.name,
+        kinds={"torch", "safetensors"},
+        tags={"stage": "saes"},
+        partitions_def=grid(outline),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[activations_key(outline.name), model_key(outline.model)],
+        check_specs=[
+            dg.AssetCheckSpec(FINITE, asset=key, description="No training loss became NaN or inf."),
+            dg.AssetCheckSpec(
+                FEW_DEAD,
+                asset=key,
+                description=f"At most {DEAD_SHARE_LIMIT:.0%} of the latents are dead.",
+            ),
+            dg.AssetCheckSpec(
+                NEAR_TARGET,
+                asset=key,
+                description="Where an L0 was asked for, training ended near it.",
+            ),
+        ],
+        description="Sparse autoencoders, one per site and variant, as safetensors that take raw "
+        "activations. All variants of a site are trained in one pass over its activations.",
+    )
+    def saes(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
+        study = load()
+        cells = cells_of(study, context.partition_keys)
+        train_cells(study, store, cells, context.log.info)
+        facts = {}
+        for site, variant in cells:
+            identity = study.sae(site, variant)
+            if not store.has_landed(study, "saes", site, variant.id, identity):
+                store.land(study, "saes", site, variant, identity, TABLES)
+            found = store.artifacts.manifest(identity)["facts"]
+            facts[f"{site}|{variant.id}"] = found
+            context.add_asset_metadata(
+                {
+                    "path": dg.MetadataValue.path(store.artifacts.path(identity)),
+                    "status": found["status"],
+                    "steps": found["steps"],
+                    "tokens": found["tokens"],
+                    "seconds": found["seconds"],
+                    **found["final"],
+                    "curve": dg.MetadataValue.md(
+                        curve_markdown(store.artifacts.path(identity) / "curves.parquet")
+                    ),
+                },
+                partition_key=cell_key(site, variant.id),
+            )
+        return dg.MaterializeResult(check_results=_checks(study, cells, facts))
+
+    return saes
+
+
+def _checks(
+    study: Study, cells: Sequence[tuple[str, Variant]], facts: dict[str, Any]
+) -> list[dg.AssetCheckResult]:
+    bad = [name for name, found in facts.items() if found["status"] != "complete"]
+    dead = {name: float(found["final"]["dead_share"]) for name, found in facts.items()}
+    off = {}
+    for site, variant in cells:
+        target = _asked_l0(variant)
+        found = facts[f"{site}|{variant.id}"]
+        if target is not None:
+            reached = float(found["final"]["l0"])
+            if abs(reached - target) > TARGET_TOLERANCE * target:
+                off[f"{site}|{variant.id}"] = {"asked": target, "reached": reached}
+    return [
+        dg.AssetCheckResult(
+            check_name=FINITE,
+            passed=not bad,
+            metadata={"stopped early": dg.MetadataValue.json(bad), "trained": len(facts)},
+        ),
+        dg.AssetCheckResult(
+            check_name=FEW_DEAD,
+            passed=all(share <= DEAD_SHARE_LIMIT for share in dead.values()),
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"largest dead share": max(dead.values(), default=0.0)},
+        ),
+        dg.AssetCheckResult(
+            check_name=NEAR_TARGET,
+            passed=not off,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"off target": dg.MetadataValue.json(off)},
+        ),
+    ]
+
+
+def _asked_l0(variant: Variant) -> float | None:
+    asked = variant.sae.get("k") or variant.sae.get("target_l0")
+    return float(asked) if asked else None
+
+
+def train_cells(
+    study: Study,
+    store: Store,
+    cells: Sequence[tuple[str, Variant]],
+    log: Callable[[str], None],
+) -> None:
+    """Train those of ``cells`` that do not exist yet, site by site, each in one pass."""
+    missing = [
+        (site, variant)
+        for site, variant in cells
+        if not store.artifacts.exists(study.sae(site, variant))
+    ]
+    for site, variants in by_site(missing).items():
+        if study.activations.store == "disk":
+            harvest_sites(study, store, [site], log)
+        # one stream serves all variants that want the same batches in the same order
+        streams: dict[tuple[int, int], list[Variant]] = {}
+        for variant in variants:
+            streams.setdefault((variant.train.batch_tokens, variant.train.seed), []).append(variant)
+        for together in streams.values():
+            _train_together(study, store, site, together, log)
+
+
+def _train_together(
+    study: Study, store: Store, site: str, variants: Sequence[Variant], log: Callable[[str], None]
+) -> None:
+    from sae_lib.saes.files import save_sae
+    from sae_lib.training.loop import fit
+
+    batches = _batches(study, store, site, variants)
+    with ExitStack() as stack:
+        spaces, trainees = {}, []
+        for variant in variants:
+            identity = study.sae(site, variant)
+            parents = {"model": study.model_fingerprint, "tokens": study.tokens.hash}
+            if study.activations.store == "disk":
+                parents["activations"] = study.harvested(site).hash
+            space = stack.enter_context(
+                store.artifacts.build(
+                    identity, parents=parents, can_resume=True, device=store.device
+                )
+            )
+            spaces[variant.id] = space
+            checkpoint = space.path / "checkpoint"
+            trainees.append(_trainee(study, store, site, variant, batches, checkpoint))
+        show = progress(f"training {len(trainees)} SAEs at {site}", log, unit="steps")
+        taken = dict.fromkeys(spaces, 0)
+        total = sum(trainee.train.steps for trainee in trainees)
+
+        def on_step(report: Any) -> None:
+            taken[report.name] = report.step
+            show(sum(taken.values()), total)
+
+        for fitted in fit(trainees, batches, on_step=on_step):
+            space = spaces[fitted.name]
+            facts = {
+                "status": fitted.status,
+                "steps": fitted.steps,
+                "tokens": fitted.steps * fitted.train.batch_tokens,
+                "seconds": round(fitted.seconds, 3),
+                "final": fitted.numbers,
+                "train": fitted.train.model_dump(mode="json"),
+                "site": site,
+                "model": study.model.model_dump(mode="json"),
+            }
+            save_sae(fitted.coder, space.path, facts=facts)
+            row = {
+                "kind": fitted.coder.cfg.kind,
+                "config": fitted.coder.cfg.model_dump(mode="json"),
+                "d_in": fitted.coder.d_in,
+                "d_sae": fitted.coder.d_sae,
+                "path": str(store.artifacts.path(study.sae(site, study.variant(fitted.name)))),
+                **{key: facts[key] for key in ("train", "status", "steps", "tokens", "seconds")},
+            }
+            save_rows(space.path, {"saes": [row], "curves": fitted.curves})
+            space.facts.update(facts)
+            shutil.rmtree(space.path / "checkpoint", ignore_errors=True)
+
+
+def _trainee(
+    study: Study, store: Store, site: str, variant: Variant, batches: Any, checkpoint: Path
+) -> Any:
+    from sae_lib.training.config import normalisation_scale
+    from sae_lib.training.objectives import OBJECTIVES
+    from sae_lib.training.trainee import Trainee
+
+    width = batches.width(site)
+    train = study.resolved_train(variant, width)
+    objective = OBJECTIVES[variant.objective["kind"]].model_validate(variant.objective)
+    model = language_model(study, store) if objective.needs_model else None
+    return Trainee(
+        name=variant.id,
+        coder=study.sae_config(variant, width).build().to(store.device),
+        site=site,
+        train=train,
+        objective=objective.build(model=model),
+        scale=normalisation_scale(train.normalise, batches.stats(site).mean_square_norm),
+        checkpoint=checkpoint,
+        about={"objective": dict(variant.objective)},
+    )
+
+
+def _batches(study: Study, store: Store, site: str, variants: Sequence[Variant]) -> Any:
+    from sae_lib.activations.batches import StoredBatches, StreamedBatches
+    from sae_lib.activations.tokens import Tokens
+
+    train = variants[0].train
+    split = Tokens.open(store.artifacts.path(study.tokens)).split("train")
+    if study.activations.store == "stream":
+        return StreamedBatches(
+            language_model(study, store),
+            split,
+            [site],
+            batch_tokens=train.batch_tokens,
+            seed=train.seed,
+            batch_contexts=study.activations.batch_contexts,
+            dtype=study.activations.dtype,
+        )
+    return StoredBatches(
+        {site: store.artifacts.path(study.harvested(site))},
+        split,
+        batch_tokens=train.batch_tokens,
+        seed=train.seed,
+    )

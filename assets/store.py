@@ -1,0 +1,109 @@
+"""Where everything lives: one resource, and the landing of rows in the warehouse."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.study import Study, Variant
+from sae_lib.artifacts import ArtifactStore, Identity, write_atomically
+
+EVERYTHING = "all"
+"""Site and variant of rows that are about a whole experiment."""
+
+
+class Store(dg.ConfigurableResource):
+    """Artefacts, warehouse and reports under one folder (``SAE_HOME``)."""
+
+    home: str
+    device: str = "cpu"
+
+    @property
+    def root(self) -> Path:
+        return Path(self.home)
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        return ArtifactStore(self.root)
+
+    @property
+    def warehouse(self) -> Path:
+        return self.root / "warehouse"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "results.duckdb"
+
+    def report(self, experiment: str) -> Path:
+        return self.root / "reports" / f"{experiment}.html"
+
+    def ledger(self, experiment: str, site: str, variant: str, stage: str) -> Path:
+        from sae_lib.warehouse.write import encode_key
+
+        keys = [encode_key(part) for part in (experiment, site, variant)]
+        return self.warehouse / ".landed" / Path(*keys) / f"{stage}.json"
+
+    def has_landed(
+        self, study: Study, stage: str, site: str, variant: str, identity: Identity
+    ) -> bool:
+        """Whether the warehouse holds the rows of exactly this artefact for this cell."""
+        path = self.ledger(study.name, site, variant, stage)
+        if not path.is_file():
+            return False
+        return json.loads(path.read_text("utf-8")).get("artifact") == identity.hash
+
+    def land(
+        self,
+        study: Study,
+        stage: str,
+        site: str,
+        variant: Variant | None,
+        identity: Identity,
+        tables: Sequence[str],
+    ) -> None:
+        """Put the rows of an artefact into the warehouse under this experiment's partition."""
+        from sae_lib.warehouse.write import Provenance, land_file
+
+        variant_id = variant.id if variant else EVERYTHING
+        manifest = self.artifacts.manifest(identity)
+        provenance = Provenance(
+            sae_id=study.sae(site, variant).hash if variant else None,
+            artifact_id=identity.hash,
+            model=study.model_name,
+            model_fingerprint=study.model_fingerprint,
+            seed=variant.sae.get("seed") if variant else None,
+            created_at=manifest["created_at"],
+        )
+        partition = {"experiment": study.name, "site": site, "variant": variant_id}
+        for table in tables:
+            file = self.artifacts.path(identity) / f"{table}.parquet"
+            land_file(self.warehouse, table, partition, file, provenance)
+        write_atomically(
+            self.ledger(study.name, site, variant_id, stage),
+            json.dumps({"artifact": identity.hash, "created_at": manifest["created_at"]}) + "\n",
+        )
+
+
+def save_rows(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
+    """One Parquet file per table, of the table's own columns."""
+    from sae_lib.warehouse.write import save_table
+
+    for table, content in rows.items():
+        save_table(folder / f"{table}.parquet", table, content)
+
+
+_loaded: dict[str, Any] = {}
+"""The language model this process used last; one at a time, for its memory."""
+
+
+def language_model(study: Study, store: Store) -> Any:
+    """The study's model, loaded once per process."""
+    from sae_lib.models import load_model
+
+    key = f"{study.model_fingerprint}-{study.model.dtype}-{store.device}"
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = load_model(study.model, device=store.device, relative_to=study.base)
+    return _loaded[key]

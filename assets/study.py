@@ -1,0 +1,233 @@
+"""A study: one experiment file, resolved, and the identity of everything it asks for.
+
+Identities need only configs and fingerprints, so the whole plan of an experiment - what exists,
+what is missing - is known before anything is computed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sae_lib.activations.corpus import CorpusConfig, corpus_fingerprint
+from sae_lib.artifacts import ArtifactStore, Identity
+from sae_lib.config import Config
+from sae_lib.models.config import ModelConfig
+from sae_lib.models.fingerprint import fingerprint
+from sae_lib.models.inspect import ModelInfo, inspect_model
+from sae_lib.training.config import ResolvedTrain, TrainConfig
+
+CODE_VERSIONS = {
+    "tokens": 1,
+    "activations": 1,
+    "sae": 1,
+    "metrics": 1,
+    "explanations": 1,
+    "applications": 1,
+    "frontier": 1,
+}
+"""Version of what each stage computes; raise one and everything of that stage is rebuilt."""
+
+
+class ActivationsConfig(Config):
+    """How activations reach training."""
+
+    store: Literal["disk", "stream"] = "disk"
+    """Keep them on disk, or compute them from the model each time they are needed."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision in which they are kept (and, streamed, rounded to)."""
+
+    batch_contexts: int = Field(default=32, gt=0)
+    """Contexts in one forward pass of the language model."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One cell of the grid that an experiment spans: everything about an SAE but its site."""
+
+    id: str
+    """Partition key, such as ``topk-w2048-k32-s0``."""
+
+    sae: Mapping[str, Any]
+    """Config of the coder, without ``d_in``."""
+
+    objective: Mapping[str, Any]
+    """Config of the training strategy."""
+
+    train: TrainConfig
+    """The experiment's training settings with this entry's own on top."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A resolved experiment."""
+
+    name: str
+    description: str
+    file: Path | None
+    base: Path
+    """Folder that relative paths in the file are relative to."""
+
+    model: ModelConfig
+    corpus: CorpusConfig
+    activations: ActivationsConfig
+    sites: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    evaluate: tuple[Config, ...]
+    explain: tuple[Config, ...]
+    apply: tuple[Config, ...]
+    memo: Path | None = field(default=None, compare=False)
+    """Where fingerprints of unchanged folders are remembered."""
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        return inspect_model(self.model, relative_to=self.base)
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        return fingerprint(self.model, relative_to=self.base, memo=self.memo)
+
+    @property
+    def model_name(self) -> str:
+        """The model as an asset key part: short, and free of path separators."""
+        return model_name(self.model)
+
+    def variant(self, variant_id: str) -> Variant:
+        return next(variant for variant in self.variants if variant.id == variant_id)
+
+    @cached_property
+    def tokens(self) -> Identity:
+        content = {
+            "code": CODE_VERSIONS["tokens"],
+            "corpus": self.corpus.model_dump(exclude={"id"}),
+            "text": corpus_fingerprint(self.corpus, self.base),
+            "model": self.model_fingerprint,
+        }
+        return Identity("tokens", slug(Path(self.corpus.id).name), content)
+
+    def harvested(self, site: str) -> Identity:
+        content = {
+            "code": CODE_VERSIONS["activations"],
+            "tokens": self.tokens.hash,
+            "model": self.model_fingerprint,
+            "model_dtype": self.model.dtype,
+            "site": site,
+            "dtype": self.activations.dtype,
+            "batch_contexts": self.activations.batch_contexts,
+        }
+        return Identity("activations", f"{self.model_name}-{slug(site)}", content)
+
+    def sae_config(self, variant: Variant, d_in: int) -> Any:
+        from sae_lib.saes import VARIANTS
+
+        return VARIANTS[variant.sae["kind"]].model_validate({**variant.sae, "d_in": d_in})
+
+    def resolved_train(self, variant: Variant, d_in: int) -> ResolvedTrain:
+        from sae_lib.training.config import resolve
+
+        return resolve(variant.train, self.sae_config(variant, d_in))
+
+    def width(self, site: str) -> int:
+        """Width of the activations at ``site``; loads the model's structure for ``module:``."""
+        from sae_lib.models.sites import site_width
+
+        known = site_width(self.info, site)
+        if known is not None:
+            return known
+        from sae_lib.models import load_model
+
+        return load_model(self.model, relative_to=self.base).width(site)
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        return {site: self.width(site) for site in self.sites}
+
+    def sae(self, site: str, variant: Variant) -> Identity:
+        d_in = self._widths[site]
+        content = {
+            "code": CODE_VERSIONS["sae"],
+            "activations": self.harvested(site).hash,
+            "store": self.activations.store,
+            "sae": self.sae_config(variant, d_in).model_dump(mode="json"),
+            "objective": dict(variant.objective),
+            "train": self.resolved_train(variant, d_in).model_dump(
+                mode="json", exclude={"checkpoint_every_seconds", "curve_points"}
+            ),
+        }
+        return Identity("sae", f"{slug(site)}-{slug(variant.id)}", content)
+
+    def measured(self, stage: str, site: str, variant: Variant) -> Identity:
+        """Rows of ``stage`` (metrics, explanations or applications) for one SAE."""
+        asked = {
+            "metrics": self.evaluate,
+            "explanations": self.explain,
+            "applications": self.apply,
+        }
+        content = {
+            "code": CODE_VERSIONS[stage],
+            "sae": self.sae(site, variant).hash,
+            "model": self.model_fingerprint,
+            "tokens": self.tokens.hash,
+            "asked": [config.model_dump(mode="json") for config in asked[stage]],
+        }
+        if stage == "applications":
+            content["data"] = [self._data_fingerprint(config) for config in self.apply]
+        return Identity(stage, f"{slug(site)}-{slug(variant.id)}", content)
+
+    def _data_fingerprint(self, config: Config) -> str:
+        """Labelled files an application reads, by content."""
+        from sae_lib.apply import data_fingerprint
+
+        return data_fingerprint(config, self.base)
+
+    @cached_property
+    def frontier(self) -> Identity:
+        cells = [
+            self.measured("metrics", site, variant).hash
+            for site in self.sites
+            for variant in self.variants
+        ]
+        return Identity(
+            "frontier", self.name, {"code": CODE_VERSIONS["frontier"], "cells": sorted(cells)}
+        )
+
+    def cells(self) -> list[tuple[str, Variant]]:
+        """Every (site, variant) of the grid."""
+        return [(site, variant) for site in self.sites for variant in self.variants]
+
+    def missing(self, store: ArtifactStore, stage: str) -> list[tuple[str, Variant]]:
+        """Cells whose artefact of ``stage`` (sae, metrics, ...) does not exist yet."""
+        return [
+            (site, variant)
+            for site, variant in self.cells()
+            if not store.exists(self.cell(stage, site, variant))
+        ]
+
+    def cell(self, stage: str, site: str, variant: Variant) -> Identity:
+        if stage == "sae":
+            return self.sae(site, variant)
+        return self.measured(stage, site, variant)
+
+
+def slug(text: str) -> str:
+    """``text`` as part of a file name: letters, digits, dot, dash and underscore."""
+    kept = [c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in text]
+    return "".join(kept).lstrip(".")[:80] or "_"
+
+
+def model_name(model: ModelConfig) -> str:
+    """Last part of the model's id, with its revision: what people call it."""
+    name = slug(Path(model.id).name)
+    return f"{name}@{slug(model.revision)}" if model.revision else name
+
+
+def by_site(cells: Sequence[tuple[str, Variant]]) -> dict[str, list[Variant]]:
+    """Cells grouped by site, in order."""
+    groups: dict[str, list[Variant]] = {}
+    for site, variant in cells:
+        groups.setdefault(site, []).append(variant)
+    return groups

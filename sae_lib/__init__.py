@@ -1,0 +1,1 @@
+"""Sparse autoencoders on language models: compute, with no orchestrator in sight."""

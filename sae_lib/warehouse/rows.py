@@ -1,0 +1,131 @@
+"""Typed rows that evaluations, explanations and applications return."""
+
+from typing import Any, NamedTuple
+
+
+class Measurement(NamedTuple):
+    """One number, with what a reader needs in order to trust it."""
+
+    name: str
+    """What was measured: fvu, l0, loss_recovered, accuracy, ..."""
+
+    value: float | None
+    """The number; None where it does not apply, and then ``reason`` says why."""
+
+    definition: str
+    """Which definition: ratio_of_sums, zero_ablation, mean_of_tokens, ..."""
+
+    version: int = 1
+    """Grows when the definition's code changes its numbers."""
+
+    stderr: float | None = None
+    """Standard error over ``unit`` of sampling; None where there is no sampling."""
+
+    n: int | None = None
+    """How many units the number was computed from."""
+
+    unit: str | None = None
+    """What was sampled: contexts, documents, texts, latents."""
+
+    params: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
+    """Settings that change the number: thresholds, k, ablation, strength."""
+
+    reason: str | None = None
+    """Why there is no value."""
+
+
+class LatentRow(NamedTuple):
+    """Statistics of one latent over one corpus."""
+
+    latent: int
+    """Row of W_dec."""
+
+    density: float
+    """Share of tokens on which it fires, in [0, 1]."""
+
+    mean_activation: float | None
+    """Mean over the tokens on which it fires; None when it never does."""
+
+    max_activation: float
+    """Largest activation over the corpus; 0 when it never fires."""
+
+    label: str | None
+    """Readable short name, from the explanation that is trusted most."""
+
+
+class ExplanationRow(NamedTuple):
+    """What one method says about one latent."""
+
+    latent: int
+    method: str
+    text: str
+    """One line for people."""
+
+    keywords: list[str]
+    """Tokens, most telling first."""
+
+    keyword_scores: list[float]
+    """One per keyword, in the method's own unit."""
+
+    score: float | None = None
+    """How well the explanation does, where that was measured, in [0, 1]."""
+
+    score_definition: str | None = None
+
+
+class ExampleRow(NamedTuple):
+    """One stretch of text on which a latent fires."""
+
+    latent: int
+    rank: int
+    """0 is the strongest."""
+
+    document: int
+    """Document in the corpus."""
+
+    position: int
+    """Position of the maximum within the document's tokens."""
+
+    peak: int
+    """Index of the maximum within ``tokens``."""
+
+    tokens: list[str]
+    activations: list[float]
+    """One per token of ``tokens``."""
+
+    max_activation: float
+
+
+class ApplicationRow(NamedTuple):
+    """One number of an application, for one method at one setting."""
+
+    application: str
+    """probing, steering, selection, ..."""
+
+    method: str
+    """What was tried: sae_probe, dense_probe, difference_in_means, random, ..."""
+
+    task: str
+    """Concept, label set or target."""
+
+    measurement: Measurement
+
+
+class SelectionRow(NamedTuple):
+    """One document that a selector chose."""
+
+    method: str
+    rank: int
+    document: int
+    gain: int
+    """Latents it covers that no earlier choice did."""
+
+    num_latents: int
+    """Latents present in it."""
+
+    num_tokens: int
+    covered: float
+    """Share of all present latents that are covered so far, in [0, 1]."""
+
+    text: str
+    """Beginning of the document."""

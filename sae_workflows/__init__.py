@@ -1,0 +1,1 @@
+"""The code location: experiment files, definitions and the command line."""

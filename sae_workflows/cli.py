@@ -1,0 +1,319 @@
+"""The command line: run, validate, list, show, sql, report, doctor, world."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from sae_lib.errors import SaeError
+from sae_workflows.home import memo_file, sae_home
+
+EXIT_BAD_INPUT = 2
+
+app = typer.Typer(
+    name="sae",
+    help="Sparse-autoencoder experiments on language models, from one file to a database.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+world_app = typer.Typer(help="The bundled world: sample, train, report.", no_args_is_help=True)
+app.add_typer(world_app, name="world")
+
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder of artefacts and results; default $SAE_HOME or ./.sae."),
+]
+Device = Annotated[str, typer.Option("--device", help="Torch device: cpu, cuda, cuda:1, mps.")]
+Experiment = Annotated[
+    Path, typer.Argument(help="Experiment file, or the name of a bundled experiment.")
+]
+
+
+class Listed(StrEnum):
+    """What `sae list` can list."""
+
+    variants = "variants"
+    objectives = "objectives"
+    metrics = "metrics"
+    explainers = "explainers"
+    applications = "applications"
+    formats = "formats"
+    experiments = "experiments"
+    models = "models"
+    checks = "checks"
+    saes = "saes"
+
+
+def main() -> None:
+    """Entry point: an error a user can fix is one paragraph and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except SaeError as error:
+        err.print(Panel(Text(str(error)), title="cannot go on", title_align="left", style="red"))
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        err.print("Stopped. What was finished is kept; run the same command to go on.")
+        sys.exit(130)
+    except Exception as error:
+        # typer raises its own copies of click's exceptions in this mode
+        if hasattr(error, "format_message") and hasattr(error, "show"):
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            sys.exit(EXIT_BAD_INPUT)
+        if type(error).__name__ == "Abort":
+            sys.exit(1)
+        raise
+
+
+def home_of(given: Path | None) -> Path:
+    return given.resolve() if given else sae_home()
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -> None:
+    """A table for people, or JSON for programs."""
+    if as_json:
+        out.print_json(json.dumps(list(rows), default=str))
+        return
+    if not rows:
+        out.print(f"{title}: none.")
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in rows[0]:
+        is_number = all(isinstance(row[column], int | float | None) for row in rows)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    out.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+@app.command()
+def run(experiment: Experiment, home: Home = None, device: Device = "cpu", as_json: AsJson = False):
+    """Build everything the experiment asks for that does not exist yet."""
+    from assets.progress import watched_by
+    from sae_workflows.display import Display
+    from sae_workflows.experiment import load_experiment
+    from sae_workflows.headless import run_study
+
+    folder = home_of(home)
+    study = load_experiment(experiment, memo=memo_file(folder))
+    display = Display(err)
+    with display, watched_by(display):
+        results = run_study(study, folder, device=device, on_stage=display.stage)
+    rows = [result._asdict() for result in results]
+    database, page = folder / "results.duckdb", folder / "reports" / f"{study.name}.html"
+    if as_json:
+        summary = {"stages": rows, "database": str(database), "report": str(page)}
+        out.print_json(json.dumps(summary))
+        return
+    if not any(result.built for result in results):
+        out.print(f"Nothing to do: everything {study.name} asks for exists already.")
+    else:
+        shown = [{**row, "seconds": round(row["seconds"], 1)} for row in rows]
+        show_rows(shown, title=f"{study.name}: built and found", as_json=False)
+        _show_leaders(database, study.name)
+    out.print(f"report:   {page}", soft_wrap=True)
+    out.print(f"database: {database}", soft_wrap=True)
+
+
+def _show_leaders(database: Path, experiment: str) -> None:
+    from sae_lib.warehouse.query import query
+
+    leaders = query(
+        database, "select * exclude (experiment) from leaderboard where experiment = ?", [experiment]
+    )
+    show_rows(leaders.to_dicts(), title="leaderboard", as_json=False)
+
+
+@app.command()
+def validate(
+    experiment: Annotated[Path | None, typer.Argument(help="Experiment file or name.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+):
+    """Check an experiment file and show what it comes to, without computing anything."""
+    if schema:
+        from sae_workflows.schema import experiment_schema
+
+        typer.echo(json.dumps(experiment_schema(), indent=2))
+        return
+    if experiment is None:
+        raise typer.BadParameter("name an experiment file, or ask for --schema")
+    from sae_lib.artifacts import ArtifactStore
+    from sae_workflows.experiment import load_experiment
+
+    folder = home_of(home)
+    study = load_experiment(experiment, memo=memo_file(folder))
+    store = ArtifactStore(folder)
+    rows = []
+    for site, variant in study.cells():
+        train = study.resolved_train(variant, study.width(site))
+        rows.append(
+            {
+                "site": site,
+                "variant": variant.id,
+                "d_in": study.width(site),
+                "lr": train.lr,
+                "steps": train.steps,
+                "dead_after_tokens": train.dead_after_tokens,
+                "trained": store.exists(study.sae(site, variant)),
+            }
+        )
+    show_rows(rows, title=f"{study.name} is valid: {len(rows)} SAEs", as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listed, typer.Argument(help="What to list.")],
+    home: Home = None,
+    as_json: AsJson = False,
+):
+    """List what the registries and the store hold."""
+    from sae_workflows import listing
+
+    rows = listing.rows(what.value, home_of(home))
+    show_rows(rows, title=what.value, as_json=as_json)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="SAE (hash or name), experiment, or member.")],
+    home: Home = None,
+    as_json: AsJson = False,
+):
+    """Everything known about one SAE, experiment, variant, metric, explainer or application."""
+    from sae_workflows import listing
+
+    found = listing.one(name, home_of(home))
+    if as_json:
+        out.print_json(json.dumps(found, default=str))
+        return
+    for key, value in found.items():
+        text = json.dumps(value, indent=2, default=str) if isinstance(value, dict | list) else value
+        out.print(Text(f"{key}: ", style="bold") + Text(str(text)))
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="SQL; '.tables' describes tables and columns.")],
+    home: Home = None,
+    as_json: AsJson = False,
+):
+    """Ask the results database a question; it is brought up to date first."""
+    from sae_lib.warehouse.publish import is_stale, publish
+    from sae_lib.warehouse.query import describe
+    from sae_lib.warehouse.query import query as ask
+
+    folder = home_of(home)
+    warehouse, database = folder / "warehouse", folder / "results.duckdb"
+    if warehouse.is_dir() and is_stale(warehouse, database):
+        publish(warehouse, database, None)
+    frame = describe(database) if query.strip() == ".tables" else ask(database, query)
+    show_rows(frame.to_dicts(), title="", as_json=as_json)
+
+
+@app.command()
+def report(experiment: Experiment, home: Home = None):
+    """Write the study's HTML page again from the results, and say where it is."""
+    from assets.reports import write_report
+    from assets.store import Store
+    from sae_workflows.experiment import load_experiment
+
+    folder = home_of(home)
+    study = load_experiment(experiment, memo=memo_file(folder))
+    out.print(str(write_report(study, Store(home=str(folder)))), soft_wrap=True)
+
+
+@app.command("home")
+def home_(
+    dagster: Annotated[bool, typer.Option("--dagster", help="Dagster's folder inside it.")] = False,
+    home: Home = None,
+):
+    """Say where artefacts and results are kept."""
+    from sae_workflows.home import dagster_home
+
+    folder = home_of(home)
+    out.print(str(dagster_home(folder) if dagster else folder), soft_wrap=True)
+
+
+@app.command()
+def doctor(home: Home = None, as_json: AsJson = False):
+    """Check the installation, the machine and the store; exit code 1 when something is wrong."""
+    from sae_workflows.checkup import checkup
+
+    rows = checkup(home_of(home))
+    show_rows([row._asdict() for row in rows], title="doctor", as_json=as_json)
+    if any(row.verdict == "wrong" for row in rows):
+        raise typer.Exit(1)
+
+
+@world_app.command("sample")
+def world_sample(
+    documents: Annotated[int, typer.Option(help="How many documents.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+    as_json: AsJson = False,
+):
+    """Documents of the world, with the concepts that are active in them."""
+    from sae_workflows.world import sample_rows
+
+    show_rows(sample_rows(documents, seed), title="documents", as_json=as_json)
+
+
+@world_app.command("concepts")
+def world_concepts(as_json: AsJson = False):
+    """The inventory of concepts."""
+    from sae_workflows.world import concept_rows
+
+    show_rows(concept_rows(), title="concepts", as_json=as_json)
+
+
+@world_app.command("report")
+def world_report(
+    documents: Annotated[int, typer.Option(help="Held-out documents per kind.")] = 200,
+    as_json: AsJson = False,
+):
+    """What the bundled model learned: loss against the entropy floor, accuracies."""
+    from sae_workflows.world import report_rows
+
+    show_rows(report_rows(documents), title="the world model", as_json=as_json)
+
+
+@world_app.command("train")
+def world_train(
+    folder: Annotated[Path, typer.Argument(help="Where the model is written.")],
+    tokens: Annotated[int, typer.Option(help="Training tokens.")] = 20_000_000,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads.")] = 2,
+):
+    """Train the world's language model again; a killed training resumes."""
+    from sae_workflows.display import Display
+    from sae_workflows.world import train
+
+    with Display(err) as display:
+        train(folder, tokens=tokens, seed=seed, threads=threads, show=display.task("training", ""))
+
+
+if __name__ == "__main__":
+    main()

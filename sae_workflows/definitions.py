@@ -1,0 +1,82 @@
+"""Everything served: one family of assets per experiment file, and the results of all."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import dagster as dg
+
+from assets.activations import activations_asset
+from assets.applications import applications_asset, applications_key
+from assets.corpora import tokens_asset
+from assets.explanations import explanations_asset, explanations_key
+from assets.grid import Outline
+from assets.metrics import frontier_asset, metrics_asset, metrics_key
+from assets.models import model_source
+from assets.reports import database_asset, report_asset
+from assets.saes import saes_asset, saes_key
+from assets.store import Store
+from assets.study import Study
+from sae_workflows.home import memo_file, outlines, sae_home
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+FAMILY = (tokens_asset, activations_asset, saes_asset, metrics_asset, frontier_asset, report_asset)
+
+
+def study_of(outline: Outline, home: Path) -> Study:
+    """The study, read again from its file: what the file says when the step runs counts."""
+    from sae_workflows.experiment import load_experiment
+
+    return load_experiment(Path(outline.file), memo=memo_file(home))
+
+
+def family(outline: Outline, load: Callable[[], Study]) -> list[dg.AssetsDefinition]:
+    """The assets of one experiment, in the order of its life."""
+    makers = [*FAMILY]
+    if outline.explains:
+        makers.append(explanations_asset)
+    if outline.applies:
+        makers.append(applications_asset)
+    return [make(outline, load) for make in makers]
+
+
+def grid_job(outline: Outline) -> dg.UnresolvedAssetJobDefinition:
+    """Train, measure, explain and apply any part of one experiment's grid."""
+    keys = [saes_key(outline.name), metrics_key(outline.name)]
+    keys += [explanations_key(outline.name)] if outline.explains else []
+    keys += [applications_key(outline.name)] if outline.applies else []
+    return dg.define_asset_job(
+        f"{outline.name.replace('-', '_')}_grid",
+        dg.AssetSelection.assets(*keys),
+        description=f"Train, measure, explain and apply SAEs of {outline.name}.",
+    )
+
+
+def build(
+    experiments: Sequence[Outline], home: Path, *, device: str = "cpu"
+) -> dg.Definitions:
+    """Definitions of ``experiments``; everything they make goes under ``home``."""
+    loads = {outline.name: partial(study_of, outline, home) for outline in experiments}
+    models = {outline.model: loads[outline.name] for outline in experiments}
+    assets = [model_source(name, load) for name, load in models.items()]
+    for outline in experiments:
+        assets += family(outline, loads[outline.name])
+    jobs = [grid_job(outline) for outline in experiments]
+    return dg.Definitions(
+        assets=[*assets, database_asset(experiments)] if experiments else [],
+        jobs=jobs,
+        resources={"store": Store(home=str(home), device=device)},
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    home = sae_home()
+    found, broken = outlines(home)
+    for file, reason in broken.items():
+        warnings.warn(f"{file} is left out of the graph: {reason}", stacklevel=1)
+    return build(found, home, device=os.environ.get("SAE_DEVICE", "cpu"))

@@ -1,0 +1,378 @@
+"""An experiment file: parsed once, at the border, into a frozen `Study`.
+
+Whatever is wrong is said before any compute starts, with file, line, key, value and what would
+be right.
+"""
+
+import itertools
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from assets.study import ActivationsConfig, Study, Variant, slug
+from sae_lib.activations.corpus import CorpusConfig, check_corpus
+from sae_lib.apply import APPLICATIONS
+from sae_lib.config import Config
+from sae_lib.errors import BadInput, MissingFile, SaeError, nearest
+from sae_lib.evaluate import METRICS
+from sae_lib.explain import EXPLAINERS
+from sae_lib.models.config import ModelConfig
+from sae_lib.models.inspect import ModelInfo, inspect_model
+from sae_lib.models.sites import check_site
+from sae_lib.registry import Registry
+from sae_lib.saes import VARIANTS, SaeConfig
+from sae_lib.training.config import TrainConfig
+from sae_lib.training.objectives import OBJECTIVES
+from sae_workflows._yaml import dotted, line_of, read_yaml
+
+BUNDLED = Path(__file__).parent / "experiments"
+
+Member = str | dict[str, Any]
+Path_ = tuple[str | int, ...]
+
+
+class ExperimentFile(Config):
+    """What an experiment file may say."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,60}$")
+    """Name of the study: lower-case letters, digits, dash, underscore. Keys in the graph and in
+    every result row."""
+
+    description: str = ""
+    """What the study asks, in a sentence; shown in the graph and on the report."""
+
+    model: ModelConfig
+    """The language model: bundled name, hub id (with revision), or local directory."""
+
+    corpus: CorpusConfig
+    """The text: bundled name, hub dataset, or local txt/jsonl/parquet."""
+
+    sites: list[str] = Field(min_length=1)
+    """Where activations are read: ``resid_post.2``, ``mlp_out.0``, ``module:model.norm``, ..."""
+
+    saes: list[dict[str, Any]] = Field(min_length=1)
+    """The SAEs. A list in place of a value spans a grid; every SAE is trained at every site."""
+
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Training settings for all SAEs; what is left out is derived and written into the result.
+    ``tokens`` defaults to the tokens of the corpus."""
+
+    activations: ActivationsConfig = ActivationsConfig()
+    """How activations reach training."""
+
+    evaluate: list[Member] = ["reconstruction", "model_loss", "sparsity", "frontier"]
+    """Metrics, by name or as a mapping with their settings."""
+
+    explain: list[Member] = []
+    """Explanation methods."""
+
+    apply: list[Member] = []
+    """Applications."""
+
+
+class Reader:
+    """Turns errors at a place in a file into errors that name the place."""
+
+    def __init__(self, file: Path, node: yaml.Node) -> None:
+        self.file, self.node = file, node
+
+    def fault(self, problem: str, path: Sequence[str | int], value: object = None) -> BadInput:
+        return BadInput(
+            problem,
+            file=f"{self.file}:{line_of(self.node, path)}",
+            key=dotted(path),
+            value=value,
+        )
+
+    def parse(self, kind: type[Config], raw: object, path: Path_) -> Any:
+        """``raw`` as a ``kind``; a wrong key or value becomes a `BadInput` with its place."""
+        try:
+            return kind.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise self.fault(*self._describe(kind, first, path)) from error
+
+    def _describe(
+        self, kind: type[Config], error: Any, path: Path_
+    ) -> tuple[str, Path_, object]:
+        location = tuple(p for p in error["loc"] if isinstance(p, int) or p in _part_names(kind))
+        if error["type"] == "extra_forbidden":
+            *parents, key = error["loc"]
+            owner = _nested(kind, parents)
+            known = sorted(owner.model_fields)
+            problem = (
+                f"there is no key {key!r} here. Known: {', '.join(known)}."
+                f"{nearest(str(key), known)}"
+            )
+            return problem, (*path, *error["loc"]), None
+        if error["type"] == "missing":
+            return "this key is missing.", (*path, *error["loc"]), None
+        message = error["msg"].removeprefix("Value error, ")
+        problem = message[0].lower() + message[1:]
+        if not problem.endswith("."):
+            problem += "."
+        value = error["input"] if not isinstance(error["input"], dict) else None
+        return problem, (*path, *location), value
+
+
+def _part_names(kind: type[Config]) -> set[str]:
+    """Field names of ``kind`` and of the configs in it, so that union tags drop out of paths."""
+    names = set(kind.model_fields)
+    for field in kind.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            names |= _part_names(field.annotation)
+    return names
+
+
+def _nested(kind: type[Config], path: Sequence[str | int]) -> type[Config]:
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        if field and isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            kind = field.annotation
+    return kind
+
+
+def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
+    """The study that the file describes, checked as far as is possible without compute.
+
+    ``memo`` is a file in which fingerprints of unchanged model folders are remembered.
+    """
+    file = find_experiment(path)
+    raw, node = read_yaml(file)
+    reader = Reader(file, node)
+    said: ExperimentFile = reader.parse(ExperimentFile, raw, ())
+    base = file.resolve().parent
+    try:
+        info = inspect_model(said.model, relative_to=base)
+    except SaeError as error:
+        raise _placed(reader, error, ("model", "id"), said.model.id) from error
+    _check_sites(reader, said, info)
+    try:
+        check_corpus(said.corpus, base)
+    except SaeError as error:
+        raise _placed(reader, error, ("corpus", "id"), said.corpus.id) from error
+    if said.corpus.context > info.max_context:
+        problem = f"{said.model.id} takes contexts of at most {info.max_context} tokens."
+        raise reader.fault(problem, ("corpus", "context"), said.corpus.context)
+    evaluate = _members(reader, METRICS, "name", said.evaluate, "evaluate")
+    explain = _members(reader, EXPLAINERS, "method", said.explain, "explain")
+    apply = _members(reader, APPLICATIONS, "kind", said.apply, "apply")
+    for stage, members in (("explain", explain), ("apply", apply)):
+        for index, member in enumerate(members):
+            _check_needs(reader, member, info, said.model.id, (stage, index))
+    return Study(
+        name=said.name,
+        description=said.description,
+        file=file.resolve(),
+        base=base,
+        model=said.model,
+        corpus=said.corpus,
+        activations=said.activations,
+        sites=tuple(said.sites),
+        variants=tuple(_variants(reader, said, info)),
+        evaluate=evaluate,
+        explain=explain,
+        apply=apply,
+        memo=memo,
+    )
+
+
+def find_experiment(path: Path) -> Path:
+    """``path`` itself, or the bundled experiment of that name."""
+    if path.is_file():
+        return path
+    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.yaml"))}
+    if str(path) in bundled:
+        return bundled[str(path)]
+    siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    hint = nearest(path.name, siblings) or nearest(path.stem, bundled)
+    raise MissingFile(
+        f"there is no such file, and no bundled experiment of that name "
+        f"({', '.join(bundled)}).{hint}",
+        file=path,
+    )
+
+
+def _placed(reader: Reader, error: SaeError, path: Path_, value: object) -> BadInput:
+    """``error`` from a lower floor, with the place in the experiment file."""
+    if isinstance(error, BadInput):
+        key = ("corpus", *error.key.split(".")) if error.key and path[0] == "corpus" else path
+        key = tuple(part for index, part in enumerate(key) if index == 0 or part != "corpus")
+        where = f"{error.file}: " if error.file is not None else ""
+        return reader.fault(f"{where}{error.problem}", key, error.value or value)
+    return reader.fault(str(error), path, value)
+
+
+def _check_sites(reader: Reader, said: ExperimentFile, info: ModelInfo) -> None:
+    for index, site in enumerate(said.sites):
+        if site in said.sites[:index]:
+            raise reader.fault("this site stands twice.", ("sites", index), site)
+        try:
+            check_site(info, site)
+        except SaeError as error:
+            problem = error.problem if isinstance(error, BadInput) else str(error)
+            raise reader.fault(problem, ("sites", index), site) from error
+
+
+def _members(
+    reader: Reader, registry: Registry[Any], tag: str, said: Sequence[Member], stage: str
+) -> tuple[Config, ...]:
+    """Members of a registry, given by name or as a mapping that holds the name under ``tag``."""
+    members: list[Config] = []
+    for index, one in enumerate(said):
+        raw: Mapping[str, Any] = {tag: one} if isinstance(one, str) else one
+        name = raw.get(tag)
+        if not isinstance(name, str):
+            problem = f"say which one under {tag!r}. Known: {', '.join(registry)}."
+            raise reader.fault(problem, (stage, index))
+        if name not in registry:
+            problem = (
+                f"no {registry.what} is called {name!r}. Known: {', '.join(registry)}."
+                f"{nearest(name, registry)}"
+            )
+            raise reader.fault(problem, (stage, index), name)
+        path: Path_ = (stage, index)
+        member = reader.parse(registry[name], raw, path)
+        if member in members:
+            raise reader.fault("this stands twice.", path, name)
+        members.append(member)
+    return tuple(members)
+
+
+def _check_needs(
+    reader: Reader, member: Config, info: ModelInfo, model: str, path: Path_
+) -> None:
+    """Refuse what has no meaning on a model that predicts no tokens."""
+    if getattr(member, "needs_lm_head", False) and not info.has_lm_head:
+        name = getattr(member, "kind", None) or getattr(member, "method", None)
+        problem = (
+            f"{name} needs a model that predicts tokens, and {model} ({info.model_type}) is an "
+            "encoder without a language-model head. Leave it out, or name a causal model."
+        )
+        raise reader.fault(problem, path)
+
+
+def _variants(reader: Reader, said: ExperimentFile, info: ModelInfo) -> Iterator[Variant]:
+    base_train = {"tokens": said.corpus.tokens, **said.train}
+    shared: TrainConfig = reader.parse(TrainConfig, base_train, ("train",))
+    seen: dict[str, int] = {}
+    for index, entry in enumerate(said.saes):
+        for variant in _grid(reader, entry, shared, info, said.model.id, index):
+            if variant.id in seen:
+                problem = f"{variant.id} stands in saes[{seen[variant.id]}] already."
+                raise reader.fault(problem, ("saes", index))
+            seen[variant.id] = index
+            yield variant
+
+
+def _grid(
+    reader: Reader,
+    entry: Mapping[str, Any],
+    shared: TrainConfig,
+    info: ModelInfo,
+    model: str,
+    index: int,
+) -> Iterator[Variant]:
+    path: Path_ = ("saes", index)
+    kind = entry.get("kind")
+    if kind not in VARIANTS:
+        known = f"Known: {', '.join(VARIANTS)}."
+        problem = f"say which variant under 'kind'. {known}"
+        if kind is not None:
+            problem = f"no SAE variant is called {kind!r}. {known}{nearest(str(kind), VARIANTS)}"
+        raise reader.fault(problem, (*path, "kind") if kind is not None else path, kind)
+    config = VARIANTS[str(kind)]
+    objective = _objective(reader, entry.get("objective", "plain"), info, model, path)
+    own = entry.get("train", {})
+    if not isinstance(own, dict):
+        raise reader.fault("give a mapping of training settings.", (*path, "train"), own)
+    train = reader.parse(TrainConfig, {**shared.model_dump(), **own}, (*path, "train"))
+    fields = {key: value for key, value in entry.items() if key not in ("objective", "train")}
+    if "d_in" in fields:
+        problem = "the width of the activations follows from the site; leave d_in out."
+        raise reader.fault(problem, (*path, "d_in"), fields["d_in"])
+    axes = [_axis(reader, config, key, value, path) for key, value in fields.items()]
+    for point in itertools.product(*axes):
+        raw = dict(zip(fields, point, strict=True))
+        sae = reader.parse(config, {**raw, "d_in": 1}, path)
+        yield Variant(
+            id=_variant_id(sae, objective, own),
+            sae={key: value for key, value in sae.model_dump().items() if key != "d_in"},
+            objective=objective.model_dump(),
+            train=train,
+        )
+
+
+def _axis(
+    reader: Reader, config: type[SaeConfig], key: str, value: object, path: Path_
+) -> list[object]:
+    """Values of one key in the grid: a list spans an axis unless the field itself is a list."""
+    if not isinstance(value, list):
+        return [value]
+    field = config.model_fields.get(key)
+    is_sequence = field is not None and _takes_a_sequence(field.annotation)
+    if is_sequence and not any(isinstance(one, list) for one in value):
+        return [value]
+    if not value:
+        raise reader.fault("an empty list spans no SAE; give at least one value.", (*path, key))
+    return value
+
+
+def _takes_a_sequence(annotation: object) -> bool:
+    origins = (typing.get_origin(annotation), *map(typing.get_origin, typing.get_args(annotation)))
+    return any(origin in (list, tuple) for origin in origins)
+
+
+def _objective(
+    reader: Reader, said: object, info: ModelInfo, model: str, path: Path_
+) -> Config:
+    here = (*path, "objective")
+    if isinstance(said, str):
+        said = {"kind": said}
+    if not isinstance(said, dict) or said.get("kind") not in OBJECTIVES:
+        kind = said.get("kind") if isinstance(said, dict) else said
+        problem = (
+            f"no objective is called {kind!r}. Known: {', '.join(OBJECTIVES)}."
+            f"{nearest(str(kind), OBJECTIVES)}"
+        )
+        raise reader.fault(problem, here, kind)
+    objective = reader.parse(OBJECTIVES[said["kind"]], said, here)
+    _check_needs(reader, objective, info, model, here)
+    return objective
+
+
+def _variant_id(sae: SaeConfig, objective: Config, train: Mapping[str, Any]) -> str:
+    """Readable and unique: kind, width, dials, whatever differs from the defaults, seed."""
+    values = sae.model_dump()
+    parts = [sae.kind, f"w{sae.d_sae}"]
+    parts += [
+        f"{_short(dial)}{_text(values[dial])}" for dial in sae.dials if values[dial] is not None
+    ]
+    plain = {"kind", "d_in", "d_sae", "seed", *sae.dials}
+    parts += _differences(sae, skip=plain)
+    kind = getattr(objective, "kind", "plain")
+    if kind != "plain":
+        parts += [slug(str(kind)), *_differences(objective, skip={"kind"})]
+    parts += [f"{_short(key)}{_text(train[key])}" for key in sorted(train)]
+    return "-".join([*parts, f"s{sae.seed}"])
+
+
+def _differences(config: Config, *, skip: set[str]) -> list[str]:
+    return [
+        f"{_short(name)}{_text(getattr(config, name))}"
+        for name, field in type(config).model_fields.items()
+        if name not in skip and getattr(config, name) != field.default
+    ]
+
+
+def _short(name: str) -> str:
+    return name.replace("_", "")
+
+
+def _text(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return slug(text)

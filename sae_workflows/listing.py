@@ -1,0 +1,235 @@
+"""What `sae list` and `sae show` print: rows from the registries and the store."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_lib.artifacts import ArtifactStore
+from sae_lib.errors import UnknownName
+from sae_lib.registry import Registry
+from sae_workflows.home import memo_file, outlines
+
+Row = dict[str, Any]
+
+
+def rows(what: str, home: Path) -> list[Row]:
+    """Rows of one list, each with the same columns."""
+    listers: dict[str, Callable[[Path], list[Row]]] = {
+        "variants": lambda _: _members("variants"),
+        "objectives": lambda _: _members("objectives"),
+        "metrics": lambda _: _metrics(),
+        "explainers": lambda _: _members("explainers"),
+        "applications": lambda _: _members("applications"),
+        "formats": lambda _: _formats(),
+        "models": lambda _: _models(),
+        "experiments": _experiments,
+        "checks": _checks,
+        "saes": _saes,
+    }
+    return listers[what](home)
+
+
+def registries() -> dict[str, Registry[Any]]:
+    from sae_lib.apply import APPLICATIONS
+    from sae_lib.evaluate import METRICS
+    from sae_lib.explain import EXPLAINERS
+    from sae_lib.saes import VARIANTS
+    from sae_lib.training.objectives import OBJECTIVES
+
+    return {
+        "variants": VARIANTS,
+        "objectives": OBJECTIVES,
+        "metrics": METRICS,
+        "explainers": EXPLAINERS,
+        "applications": APPLICATIONS,
+    }
+
+
+def _members(what: str) -> list[Row]:
+    return [
+        {
+            "name": name,
+            "summary": member.summary,
+            "dials": list(getattr(member, "dials", ())),
+            "papers": [paper.cite for paper in member.papers],
+        }
+        for name, member in registries()[what].items()
+    ]
+
+
+def _metrics() -> list[Row]:
+    return [
+        {
+            "metric": name,
+            "value": definition.name,
+            "definition": definition.definition,
+            "version": definition.version,
+            "range": definition.range,
+            "better": definition.better,
+        }
+        for name, member in registries()["metrics"].items()
+        for definition in member.definitions()
+    ]
+
+
+def _formats() -> list[Row]:
+    from sae_lib.saes.files import FORMAT_VERSION
+
+    return [
+        {
+            "name": "sae-workflows",
+            "reads": True,
+            "writes": True,
+            "version": FORMAT_VERSION,
+            "files": "sae.safetensors, sae.json",
+        }
+    ]
+
+
+def _models() -> list[Row]:
+    from sae_lib.models.config import ModelConfig
+    from sae_lib.models.inspect import bundled_models, inspect_model
+
+    found = []
+    for name in bundled_models():
+        info = inspect_model(ModelConfig(id=name))
+        found.append(
+            {
+                "name": name,
+                "family": info.family,
+                "layers": info.num_layers,
+                "d_model": info.d_model,
+                "vocabulary": info.vocab_size,
+                "context": info.max_context,
+            }
+        )
+    return found
+
+
+def _experiments(home: Path) -> list[Row]:
+    found, broken = outlines(home)
+    readable = [
+        {
+            "name": one.name,
+            "model": one.model,
+            "sites": len(one.sites),
+            "variants": len(one.variants),
+            "saes": len(one.sites) * len(one.variants),
+            "file": one.file,
+            "problem": None,
+        }
+        for one in found
+    ]
+    unreadable = [
+        {
+            "name": Path(file).stem,
+            "model": None,
+            "sites": None,
+            "variants": None,
+            "saes": None,
+            "file": file,
+            "problem": reason,
+        }
+        for file, reason in broken.items()
+    ]
+    return readable + unreadable
+
+
+def _checks(home: Path) -> list[Row]:
+    from sae_workflows.definitions import build
+
+    found, _ = outlines(home)
+    definitions = build(found, home)
+    graph = definitions.resolve_asset_graph()
+    return [
+        {
+            "asset": key.asset_key.to_user_string(),
+            "check": key.name,
+            "description": graph.get(key).description,
+        }
+        for key in sorted(graph.asset_check_keys, key=str)
+    ]
+
+
+def _saes(home: Path) -> list[Row]:
+    return [
+        {
+            "sae": manifest["hash"],
+            "name": manifest["name"],
+            "kind": manifest["content"]["sae"]["kind"],
+            "site": manifest["facts"]["site"],
+            "model": manifest["facts"]["model"]["id"],
+            "d_sae": manifest["content"]["sae"]["d_sae"],
+            "l0": manifest["facts"]["final"].get("l0"),
+            "fvu": manifest["facts"]["final"].get("fvu"),
+            "status": manifest["facts"]["status"],
+            "created_at": manifest["created_at"],
+        }
+        for manifest in ArtifactStore(home).manifests("sae")
+    ]
+
+
+def one(name: str, home: Path) -> Mapping[str, Any]:
+    """Everything known about the thing called ``name``."""
+    for manifest in ArtifactStore(home).manifests("sae"):
+        if name in (manifest["hash"], manifest["name"], Path(manifest["path"]).name):
+            return manifest
+    found, _ = outlines(home)
+    for outline in found:
+        if outline.name == name:
+            return _experiment(Path(outline.file), home)
+    for what, registry in registries().items():
+        if name in registry:
+            return _member(what.removesuffix("s"), name, registry[name])
+    known = [manifest["name"] for manifest in ArtifactStore(home).manifests("sae")]
+    known += [outline.name for outline in found]
+    known += [member for registry in registries().values() for member in registry]
+    raise UnknownName("SAE, experiment or member", name, known)
+
+
+def _experiment(file: Path, home: Path) -> Row:
+    from sae_workflows.experiment import load_experiment
+
+    study = load_experiment(file, memo=memo_file(home))
+    return {
+        "name": study.name,
+        "description": study.description,
+        "file": str(file),
+        "model": {**study.model.model_dump(), "fingerprint": study.model_fingerprint},
+        "corpus": study.corpus.model_dump(),
+        "activations": study.activations.model_dump(),
+        "sites": {site: study.width(site) for site in study.sites},
+        "saes": [
+            {
+                "id": variant.id,
+                "sae": dict(variant.sae),
+                "objective": dict(variant.objective),
+                "train": study.resolved_train(variant, study.width(study.sites[0])).model_dump(),
+            }
+            for variant in study.variants
+        ],
+        "evaluate": [config.model_dump() for config in study.evaluate],
+        "explain": [config.model_dump() for config in study.explain],
+        "apply": [config.model_dump() for config in study.apply],
+    }
+
+
+def _member(what: str, name: str, member: Any) -> Row:
+    import inspect
+
+    module = inspect.getmodule(member)
+    return {
+        "name": name,
+        "what": what,
+        "summary": member.summary,
+        "about": inspect.getdoc(module) if module else "",
+        "papers": [paper._asdict() for paper in member.papers],
+        "fields": {
+            key: {
+                "default": None if field.is_required() else field.default,
+                "required": field.is_required(),
+                "meaning": field.description,
+            }
+            for key, field in member.model_fields.items()
+        },
+    }
