@@ -1,0 +1,58 @@
+"""The word-level tokenizer of the world, in the standard format."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from sae_lib.synthetic.world import concepts
+from sae_lib.synthetic.world.config import WorldConfig
+from sae_lib.synthetic.world.generate import documents
+from sae_lib.synthetic.world.kinds import KINDS
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+PAD, BOS, EOS, UNK = range(4)
+
+
+@cache
+def vocabulary() -> dict[str, int]:
+    """Ids of the special tokens and of every declared word."""
+    assert len(KINDS) > 0  # importing the kinds declares their words
+    return {word: id for id, word in enumerate([*SPECIAL_TOKENS, *concepts.words()])}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Splits at spaces; words nobody declared become ``<unk>``. Adds no special tokens itself."""
+    words = Tokenizer(WordLevel(vocabulary(), unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def save_tokenizer(folder: Path) -> None:
+    build_tokenizer().save_pretrained(folder)
+
+
+def encode(tokens: tuple[str, ...]) -> list[int]:
+    """Ids of the words, no special tokens."""
+    ids = vocabulary()
+    return [ids[word] for word in tokens]
+
+
+def token_stream(
+    cfg: WorldConfig, start: int = 0, *, split: str = "train"
+) -> Iterator[tuple[int, list[int]]]:
+    """Without end: the next document's number, and the ids of one document ``<bos> .. <eos>``."""
+    for doc in documents(cfg, start, split=split):
+        yield doc.index + 1, [BOS, *encode(doc.tokens), EOS]

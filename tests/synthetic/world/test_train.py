@@ -1,0 +1,104 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_lib.errors import BadInput
+from sae_lib.synthetic.world.config import WorldConfig
+from sae_lib.synthetic.world.train import TrainConfig, _Contexts, learning_rate, train_world
+
+TINY = TrainConfig(
+    world=WorldConfig(), layers=1, hidden=16, heads=2, intermediate=16, context=16,
+    batch_contexts=4, num_tokens=30 * 64, warmup_steps=5,
+)  # fmt: skip
+
+
+def losses(folder) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    steps = []
+    train_world(
+        folder / "model", TINY, work_dir=folder / "work", report_documents=0,
+        on_progress=steps.append,
+    )  # fmt: skip
+    assert [s.step for s in steps] == list(range(1, 31))
+    return folder
+
+
+def test_a_stopped_training_goes_on_as_if_nothing_had_happened(trained, tmp_path):
+    for stop in (13, 14, None):
+        train_world(
+            tmp_path / "model", TINY, work_dir=tmp_path / "work", report_documents=0,
+            stop_after=stop,
+        )  # fmt: skip
+    assert losses(tmp_path / "work") == losses(trained / "work")
+    whole = load_file(trained / "model" / "model.safetensors")
+    parts = load_file(tmp_path / "model" / "model.safetensors")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_training_that_broke_off_after_a_checkpoint_repeats_what_was_lost(trained, tmp_path):
+    def power_cut(step):
+        if step.step == 17:
+            raise KeyboardInterrupt
+
+    options = {"work_dir": tmp_path / "work", "report_documents": 0, "checkpoint_every": 5}
+    with pytest.raises(KeyboardInterrupt):
+        train_world(tmp_path / "model", TINY, on_progress=power_cut, **options)
+    assert len(losses(tmp_path / "work")) == 17
+    train_world(tmp_path / "model", TINY, **options)
+    assert losses(tmp_path / "work") == losses(trained / "work")
+
+
+def test_the_result_is_a_hugging_face_folder_that_learned_something(trained):
+    model = AutoModelForCausalLM.from_pretrained(trained / "model")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    assert model.config.vocab_size == len(tokenizer)
+    record = json.loads((trained / "model" / "training.json").read_text())
+    assert record["finished"] is True
+    assert record["config"] == TINY.model_dump(mode="json")
+    found = losses(trained / "work")
+    assert sum(found[-5:]) < sum(found[:5])
+    assert not list(trained.glob(".model.partial"))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(trained):
+    with pytest.raises(BadInput, match="other settings"):
+        train_world(trained / "model", TINY.but(lr=1e-3), work_dir=trained / "work")
+
+
+def test_the_seed_decides_the_weights_and_the_global_generator_stays(tmp_path):
+    short = TINY.but(num_tokens=64)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_world(
+            tmp_path / name, short.but(seed=seed), work_dir=tmp_path / f"{name}-work",
+            report_documents=0,
+        )  # fmt: skip
+        torch.manual_seed(len(name))
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["lm_head.weight"], c["lm_head.weight"])
+
+
+def test_contexts_can_be_entered_anywhere():
+    contexts = _Contexts(TINY)
+    for _ in range(5):
+        contexts.batch()
+    later = _Contexts(TINY, *contexts.position)
+    for _ in range(3):
+        assert torch.equal(contexts.batch(), later.batch())
+
+
+def test_the_learning_rate_rises_and_falls_to_a_hundredth():
+    rates = [learning_rate(TINY, step) for step in range(30)]
+    assert rates[0] == pytest.approx(TINY.lr / 5)
+    assert max(rates) == rates[4] == rates[5] == pytest.approx(TINY.lr)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert learning_rate(TINY, 30) == pytest.approx(TINY.lr / 100)
