@@ -89,6 +89,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 ENCODERS = ("bert", "roberta", "distilbert")
+LAYOUTS = ("llama", "gemma2", "gpt2", "gpt_neox", "opt", "opt_post_norm", "bert", "distilbert")
 CAUSAL = tuple(name for name in FAMILIES if name not in ENCODERS)
 
 
@@ -143,6 +144,12 @@ def lm(request: pytest.FixtureRequest, tiny: Callable[[str], LanguageModel]) -> 
     return tiny(request.param)
 
 
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest, tiny: Callable[[str], LanguageModel]) -> LanguageModel:
+    """One family of each layout in turn, for what does not hang on the rest."""
+    return tiny(request.param)
+
+
 @pytest.fixture(params=CAUSAL)
 def causal(request: pytest.FixtureRequest, tiny: Callable[[str], LanguageModel]) -> LanguageModel:
     """Every family that predicts tokens, in turn."""
@@ -153,5 +160,3 @@ def causal(request: pytest.FixtureRequest, tiny: Callable[[str], LanguageModel])
 def tokens() -> torch.Tensor:
     """Two sequences of seven tokens without special ones."""
     return torch.randint(4, VOCAB, (2, 7), generator=torch.Generator().manual_seed(1))
-
-
