@@ -1,0 +1,246 @@
+"""Training batches in the seeded order, from a store or from the live model.
+
+Both kinds follow the same `Order` and give the same rows in the same places; batch i depends on
+nothing but the config and i. Streamed activations are rounded to the format a store would have, so
+that whether activations were stored does not show in the numbers (a forward pass over other
+neighbours may round differently in its last digit; over the same ones it does not).
+
+In memory are the rows of the current block and, from a store, of the next one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from sae_lib.activations import _shards
+from sae_lib.activations.harvest import CapturesSites, StoreDtype, capture_rows
+from sae_lib.activations.order import BlockKey, Order
+from sae_lib.activations.stats import RunningStats, SiteStats
+from sae_lib.activations.store import ActivationStore
+from sae_lib.activations.tokens import TokenSplit
+from sae_lib.errors import BadInput, UnknownName
+
+STATS_TOKENS = 1 << 16
+"""Rows that statistics of a stream are measured on."""
+
+
+class Batch(NamedTuple):
+    """Activations of the same positions at every site."""
+
+    x: dict[str, Float32[Tensor, "batch _"]]
+    """Per site, (batch, d_in)."""
+
+    rows: Int64[Tensor, " batch"]
+    """``context * length + position`` in the split, on the CPU."""
+
+
+class Block(NamedTuple):
+    """Rows of some contexts, context by context, in the format of the store."""
+
+    x: dict[str, Tensor]
+    rows: Int64[Tensor, " rows"]
+
+
+class OrderedBatches(ABC):
+    """What training asks of its data; a subclass says where the rows of a block come from."""
+
+    reads_ahead: bool
+    """Whether the next block is loaded, by a second thread, while the current one is used."""
+
+    def __init__(self, sites: Sequence[str], order: Order, widths: Mapping[str, int]) -> None:
+        self.sites = list(sites)
+        self.order = order
+        self._widths = dict(widths)
+        self._current: tuple[BlockKey, Block] | None = None
+        self._coming: tuple[BlockKey, Future[Block]] | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="activations")
+
+    @abstractmethod
+    def stats(self, site: str) -> SiteStats:
+        """Mean, variance and norms of the activations, in the format of the store."""
+
+    @abstractmethod
+    def _load(self, contexts: np.ndarray) -> Block:
+        """The rows of these contexts, which ascend."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows per epoch."""
+        return self.order.num_rows
+
+    @property
+    def rows_in_memory(self) -> int:
+        """Rows of the blocks that are held or being loaded, per site."""
+        held = [entry[0] for entry in (self._current, self._coming) if entry]
+        return sum(self.order.num_block_rows(key) for key in held)
+
+    def width(self, site: str) -> int:
+        return self._widths[site]
+
+    def batch(self, step: int) -> Batch:
+        """Batch ``step``, from 0; any step may be asked for, ascending ones are fast."""
+        parts = [self._part(key, rows) for key, rows in self.order.batch(step)]
+        if len(parts) == 1:
+            return parts[0]
+        return Batch(
+            {site: torch.cat([part.x[site] for part in parts]) for site in self.sites},
+            torch.cat([part.rows for part in parts]),
+        )
+
+    def starting_at(self, step: int) -> Iterator[Batch]:
+        """Batches ``step``, ``step + 1`` and so on, without end."""
+        while True:
+            yield self.batch(step)
+            step += 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.starting_at(0)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint notes beside its step; see `Order.check_state`."""
+        return self.order.state()
+
+    def _part(self, key: BlockKey, rows: Int64[Tensor, " rows"]) -> Batch:
+        # a function of its own, so that no name holds this block while the next one is loaded
+        block = self._block(key)
+        x = {
+            site: values.index_select(0, rows.to(values.device)).float()
+            for site, values in block.x.items()
+        }
+        return Batch(x, block.rows[rows])
+
+    def _block(self, key: BlockKey) -> Block:
+        key = self._same_rows(key)
+        if self._current is None or self._current[0] != key:
+            self._current = None  # let go before the next one is taken in
+            self._current = (key, self._take(key))
+        following = self._same_rows(self.order.after(key))
+        if self.reads_ahead and self._coming is None and following != key:
+            contexts = self.order.contexts(following)
+            self._coming = (following, self._reader.submit(self._load, contexts))
+        return self._current[1]
+
+    def _take(self, key: BlockKey) -> Block:
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            wait([coming[1]])  # also an unwanted one: two loads at once would hold three blocks
+            if coming[0] == key:
+                return coming[1].result()
+        del coming
+        return self._load(self.order.contexts(key))
+
+    def _same_rows(self, key: BlockKey) -> BlockKey:
+        """Where one block is the whole set, it is the same in every epoch."""
+        return BlockKey(0, 0) if self.order.num_blocks == 1 else key
+
+
+class StoredBatches(OrderedBatches):
+    """Batches from a store."""
+
+    reads_ahead = True
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        sites: Sequence[str],
+        order: Order,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Blocks and batches are on ``device``. Raises `UnknownName` for a site not harvested."""
+        _check_order(order, store.kept_per_context)
+        super().__init__(sites, order, {site: store.width(site) for site in sites})
+        self._store, self._device = store, torch.device(device)
+
+    def stats(self, site: str) -> SiteStats:
+        """Of all stored rows."""
+        return self._store.stats(site)
+
+    def _load(self, contexts: np.ndarray) -> Block:
+        found = {site: self._store.contexts(site, contexts) for site in self.sites}
+        x = {site: rows.x.to(self._device) for site, rows in found.items()}
+        return Block(x, found[self.sites[0]].rows)
+
+
+class StreamedBatches(OrderedBatches):
+    """Batches from the live model; nothing is stored, every epoch runs the model again."""
+
+    # the model may be in use when a second thread would run it: interventions would reach here
+    reads_ahead = False
+
+    def __init__(
+        self,
+        model: CapturesSites,
+        tokens: TokenSplit,
+        sites: Sequence[str],
+        order: Order,
+        *,
+        batch_contexts: int,
+        dtype: StoreDtype = "bfloat16",
+        stats_tokens: int = STATS_TOKENS,
+    ) -> None:
+        """Blocks and batches are on the device of ``model``, ``batch_contexts`` per forward."""
+        _check_order(order, tokens.kept_per_context)
+        super().__init__(sites, order, {site: model.width(site) for site in sites})
+        if batch_contexts < 1 or stats_tokens < 1:
+            raise BadInput(
+                "batch_contexts and stats_tokens must be at least 1; they are"
+                f" {batch_contexts} and {stats_tokens}."
+            )
+        self._model, self._tokens = model, tokens
+        self._batch_contexts, self._stats_tokens = batch_contexts, stats_tokens
+        self._dtype = _shards.STORE_DTYPES[dtype][1]
+
+    def stats(self, site: str) -> SiteStats:
+        """Of the first ``stats_tokens`` rows of the first epoch, in whole contexts: a random
+        sample of the contexts, the same in every run."""
+        if site not in self._measured:
+            raise UnknownName("site of this stream", site, self._measured)
+        return self._measured[site]
+
+    @cached_property
+    def _measured(self) -> dict[str, SiteStats]:
+        running = {site: RunningStats(self.width(site), self._model.device) for site in self.sites}
+        for x, _ in self._forwards(self.order.first_contexts(self._stats_tokens)):
+            for site, rows in x.items():
+                running[site].add(rows)
+        return {site: stats.result() for site, stats in running.items()}
+
+    def _forwards(self, contexts: np.ndarray) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for start in range(0, len(contexts), self._batch_contexts):
+            chosen = contexts[start : start + self._batch_contexts]
+            x, rows = capture_rows(self._model, self._tokens, self.sites, chosen)
+            yield {site: values.to(self._dtype) for site, values in x.items()}, rows
+
+    def _load(self, contexts: np.ndarray) -> Block:
+        num_rows = int(self._tokens.kept_per_context[contexts].sum())
+        rows = torch.empty(num_rows, dtype=torch.int64)
+        x = {
+            site: torch.empty(
+                num_rows, self.width(site), dtype=self._dtype, device=self._model.device
+            )
+            for site in self.sites
+        }
+        done = 0
+        for values, places in self._forwards(contexts):
+            here = slice(done, done + len(places))
+            rows[here] = places
+            for site in self.sites:
+                x[site][here] = values[site]
+            done = here.stop
+        return Block(x, rows)
+
+
+def _check_order(order: Order, kept_per_context: np.ndarray) -> None:
+    if not np.array_equal(order.kept_per_context, kept_per_context):
+        raise BadInput(
+            "the order was made for other contexts than these; make it from the"
+            " kept_per_context of the same tokens or store."
+        )
