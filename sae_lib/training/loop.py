@@ -1,0 +1,195 @@
+"""The training loop: many sparse coders step on the same batch, each as if it were alone.
+
+Order within a step, for every coder: loss, gradients, projection, clipping, optimiser,
+renormalisation, counters. A batch is fetched once for all of them, while the step before is
+computed.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sae_lib.errors import BadInput
+from sae_lib.training.objectives.base import Batch
+from sae_lib.training.trainee import Fitted, Progress, Trainee
+
+INITIAL_ROWS = 32_768
+"""Rows that data-dependent first values are computed from (Gao et al.: 32,768)."""
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Batches that are a pure function of their number."""
+
+    def batch(self, i: int, /) -> Batch:
+        """Batch ``i``; the same one whenever it is asked for."""
+        ...
+
+
+class StepReport(NamedTuple):
+    """What the loop tells whoever watches it."""
+
+    name: str
+    """The trainee."""
+
+    step: int
+    """Steps it has taken."""
+
+    steps: int
+    """Steps it will take."""
+
+    numbers: dict[str, float]
+    """Loss terms, fvu, l0, dead_share, grad_norm, lr, tokens_per_second, by name."""
+
+
+class LoadedBatch(NamedTuple):
+    """A batch on the device of the coders that read it."""
+
+    x: dict[str, Tensor]
+    rows: Tensor
+
+
+def fit(
+    trainees: Sequence[Trainee],
+    batches: BatchSource,
+    *,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Fitted]:
+    """Train every coder in place, in one pass over ``batches``; results in the given order.
+
+    A trainee whose folder holds a checkpoint goes on from there, bit for bit as if it had never
+    stopped. One whose loss or gradient is not finite stops with status "diverged" and its last
+    good weights; the others go on. ``on_step`` is called at every point of the curves. Raises
+    `BadInput` for two trainees of one name, a batch of the wrong size or site, activations that
+    are not finite, and a checkpoint of another training.
+    """
+    names = [trainee.name for trainee in trainees]
+    if len(set(names)) != len(names):
+        raise BadInput("every trainee needs a name of its own.", value=names)
+    all_progress = [Progress(trainee) for trainee in trainees]
+    fresh = [progress for progress in all_progress if not progress.restore()]
+    initialise(fresh, batches)
+    running = [progress for progress in all_progress if progress.is_running]
+    started = clock()
+    for progress in running:
+        progress.saved_at = started
+    if running:
+        first = min(progress.step for progress in running)
+        last = max(progress.train.steps for progress in running)
+        with prefetched(batches, first, last) as stream:
+            previous = clock()
+            for i, batch in stream:
+                due = [one for one in running if one.is_running and one.step == i]
+                take_step(due, batch, i)
+                now = clock()
+                for progress in due:
+                    progress.seconds += now - previous
+                    report(progress, now, on_step)
+                previous = now
+                if not any(progress.is_running for progress in running):
+                    break
+    return [progress.finish() for progress in all_progress]
+
+
+def initialise(fresh: Sequence[Progress], batches: BatchSource) -> None:
+    """Give coders that start from nothing their data-dependent first values."""
+    if not fresh:
+        return
+    num_batches = math.ceil(INITIAL_ROWS / fresh[0].train.batch_tokens)
+    drawn = [check(batches.batch(i), fresh, i) for i in range(num_batches)]
+    for i, batch in enumerate(drawn):
+        check_finite(batch, fresh, i)
+    for progress in fresh:
+        info, objective = progress.info(), progress.trainee.objective
+        pieces = [objective.step(on_device(batch, progress.device), info).x for batch in drawn]
+        progress.coder.initialise_(torch.cat(pieces)[:INITIAL_ROWS])
+
+
+def take_step(due: Sequence[Progress], batch: Batch, i: int) -> None:
+    """One step of every coder that is due."""
+    check(batch, due, i)
+    copies = {progress.device: on_device(batch, progress.device) for progress in due}
+    flags = [progress.compute_gradients(copies[progress.device]) for progress in due]
+    finite = torch.stack([flag.cpu() for flag in flags]).tolist() if flags else []
+    for progress, is_finite in zip(due, finite, strict=True):
+        if is_finite:
+            progress.update()
+        else:
+            check_finite(batch, [progress], i)
+            progress.give_up()
+
+
+def report(progress: Progress, now: float, on_step: Callable[[StepReport], None]) -> None:
+    """After a step: curves, whoever watches, and the checkpoint when it is due."""
+    if progress.status != "diverged" and progress.is_curve_point:
+        numbers = progress.read_numbers(now)
+        on_step(StepReport(progress.trainee.name, progress.step, progress.train.steps, numbers))
+    is_due = now - progress.saved_at >= progress.train.checkpoint_every_seconds
+    if is_due or not progress.is_running:
+        progress.save()
+        progress.saved_at = now
+
+
+def check(batch: Batch, due: Sequence[Progress], i: int) -> Batch:
+    """``batch``, if it holds what the trainees were promised."""
+    for progress in due:
+        site, width = progress.trainee.site, progress.coder.d_in
+        if site not in batch.x:
+            raise BadInput(
+                f"the batches have no such site; they have {', '.join(sorted(batch.x))}.",
+                key="site",
+                value=site,
+            )
+        expected, found = (progress.train.batch_tokens, width), tuple(batch.x[site].shape)
+        if found != expected:
+            raise BadInput(
+                f"batch {i} at {site} has shape {found}; {progress.trainee.name} expects "
+                f"{expected}, batch_tokens by d_in."
+            )
+    return batch
+
+
+def check_finite(batch: Batch, due: Sequence[Progress], i: int) -> None:
+    """Tell a broken set of activations from a training that diverged."""
+    for site in sorted({progress.trainee.site for progress in due}):
+        if not bool(torch.isfinite(batch.x[site]).all()):
+            raise BadInput(
+                f"batch {i} holds activations that are not finite; harvest the site again.",
+                key=site,
+            )
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` on ``device``; the batch itself where it is there already."""
+    if all(x.device == device for x in batch.x.values()):
+        return batch
+    x = {site: x.to(device, non_blocking=True) for site, x in batch.x.items()}
+    return LoadedBatch(x, batch.rows)
+
+
+@contextmanager
+def prefetched(
+    batches: BatchSource, first: int, last: int
+) -> Iterator[Iterator[tuple[int, Batch]]]:
+    """Batches ``first`` to ``last``, each fetched in a thread while the one before is used.
+
+    At most one batch waits. Leaving the block, by whatever way, waits for the fetch under way.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+
+        def stream() -> Iterator[tuple[int, Batch]]:
+            following: Future[Batch] | None = pool.submit(batches.batch, first)
+            for i in range(first, last):
+                assert following is not None
+                batch = following.result()
+                following = pool.submit(batches.batch, i + 1) if i + 1 < last else None
+                yield i, batch
+
+        yield stream()

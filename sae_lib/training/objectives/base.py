@@ -1,0 +1,111 @@
+"""What a training step looks at and what its loss is made of."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from sae_lib.config import Config
+from sae_lib.papers import Paper
+from sae_lib.registry import Registry
+from sae_lib.saes.base import SaeConfig, SparseCoder, Step, Terms
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """Activations of the same tokens at every site that somebody asked for."""
+
+    @property
+    def x(self) -> Mapping[str, Tensor]:
+        """Raw activations per site, (batch, d_in) each, float32."""
+        ...
+
+    @property
+    def rows(self) -> Tensor:
+        """Which tokens these are, (batch,) int64: indices into the split they come from."""
+        ...
+
+
+class StepInfo(NamedTuple):
+    """Where a coder stands in its training."""
+
+    site: str
+    """The site the coder reads."""
+
+    scale: float
+    """Factor that brings raw activations to the scale of training."""
+
+    dead: Bool[Tensor, " d_sae"]
+    """Latents that have not fired for a while."""
+
+    progress: float
+    """Share of training that is done, in [0, 1]."""
+
+    warmup: float
+    """Factor on sparsity penalties."""
+
+    number: int
+    """Index of the step."""
+
+
+class Objective:
+    """Reconstruction of what the coder reads; the others override what they change.
+
+    ``step`` decides which data a step sees; ``terms`` may add to the coder's own loss. Objectives
+    keep no state between steps, so a checkpoint has nothing of theirs.
+    """
+
+    def __init__(self, cfg: "ObjectiveConfig") -> None:
+        self.cfg = cfg
+
+    def step(self, batch: Batch, info: StepInfo) -> Step:
+        """What the coder may look at; tensors are on the device of the batch."""
+        x = batch.x[info.site]
+        if info.scale != 1:
+            x = x * info.scale
+        return Step(
+            x=x,
+            target=x,
+            dead=info.dead,
+            progress=info.progress,
+            warmup=info.warmup,
+            number=info.number,
+        )
+
+    def terms(self, coder: SparseCoder[Any], step: Step, batch: Batch, info: StepInfo) -> Terms:
+        """The loss of one step, term by term; here exactly what the coder says."""
+        return coder.terms(step)
+
+
+class ObjectiveConfig(Config):
+    """What every objective's description has; an objective adds its own fields."""
+
+    papers: ClassVar[tuple[Paper, ...]] = ()
+    summary: ClassVar[str] = ""
+    """One line for tables: what the objective is for."""
+
+    needs_model: ClassVar[bool] = False
+    """Whether a step runs the language model, so that ``build`` must be given it."""
+
+    kind: str
+    """Name in experiment files."""
+
+    def check(self, sae_cfg: SaeConfig) -> None:
+        """Refuse a variant this objective makes no sense for, by raising `BadInput`."""
+
+    def build(self, *, model: Any = None) -> Objective:
+        """The objective; ``model`` is the language model where ``needs_model``."""
+        raise TypeError(f"{type(self).__name__} has no build")
+
+
+OBJECTIVES: Registry[type[ObjectiveConfig]] = Registry("objective")
+
+
+ObjectiveClass = TypeVar("ObjectiveClass", bound=type[ObjectiveConfig])
+
+
+def register(config: ObjectiveClass) -> ObjectiveClass:
+    """Class decorator: make an objective known under its ``kind``."""
+    OBJECTIVES.add(config.model_fields["kind"].default, config)
+    return config
