@@ -1,0 +1,33 @@
+"""Metrics: one file per metric, found and registered when the package is imported."""
+
+from sae_lib.evaluate.base import (
+    METRICS,
+    Accumulator,
+    Definition,
+    EvalBatch,
+    EvalContext,
+    MetricConfig,
+    StreamingMetric,
+    TableMetric,
+    read_metric,
+    register,
+)
+from sae_lib.evaluate.run import EvaluationResult, evaluate_site
+from sae_lib.registry import import_members
+
+import_members(__name__, __path__)
+
+__all__ = [
+    "METRICS",
+    "Accumulator",
+    "Definition",
+    "EvalBatch",
+    "EvalContext",
+    "EvaluationResult",
+    "MetricConfig",
+    "StreamingMetric",
+    "TableMetric",
+    "evaluate_site",
+    "read_metric",
+    "register",
+]
