@@ -1,0 +1,257 @@
+"""The tables of the warehouse as data: what each holds, and what every column means.
+
+The writer validates rows against these descriptions, the publisher creates the tables and their
+comments from them. A column may be added at any time (files that lack it read as NULL); changing
+the meaning or the type of one needs a new name.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import polars as pl
+
+from sae_lib.errors import UnknownName
+
+Kind = Literal["text", "int", "float", "bool", "time", "json", "texts", "floats"]
+
+DTYPES: dict[str, tuple[Any, str]] = {
+    "text": (pl.String(), "VARCHAR"),
+    "int": (pl.Int64(), "BIGINT"),
+    "float": (pl.Float64(), "DOUBLE"),
+    "bool": (pl.Boolean(), "BOOLEAN"),
+    "time": (pl.Datetime("us"), "TIMESTAMP"),
+    "json": (pl.String(), "VARCHAR"),
+    "texts": (pl.List(pl.String()), "VARCHAR[]"),
+    "floats": (pl.List(pl.Float32()), "FLOAT[]"),
+}
+"""How each kind of column is stored: polars type in Parquet, type in DuckDB."""
+
+
+class Column(NamedTuple):
+    """One column: its name, what it can hold, and a sentence about it."""
+
+    name: str
+    kind: Kind
+    description: str
+    optional: bool = False
+    """Whether a row may leave it empty (NULL)."""
+
+    @property
+    def dtype(self) -> Any:  # polars types are classes that beartype cannot read
+        return DTYPES[self.kind][0]
+
+    @property
+    def sql_type(self) -> str:
+        return DTYPES[self.kind][1]
+
+
+class Table(NamedTuple):
+    """One table: its partition columns, its provenance columns, and its own."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    """What a row itself brings."""
+
+    partition: tuple[str, ...]
+    """Columns that name the Parquet file; a write replaces exactly one partition."""
+
+    provenance: tuple[str, ...]
+    """Columns that are the same for all rows of one write."""
+
+    keeps_history: bool = False
+    """Whether rows computed from another version of the model stay beside the new ones."""
+
+    @property
+    def all_columns(self) -> tuple[Column, ...]:
+        shared = tuple(SHARED[name] for name in (*self.partition, *self.provenance))
+        return (*shared, *self.columns)
+
+    @property
+    def schema(self) -> Any:  # see above
+        return pl.Schema({column.name: column.dtype for column in self.all_columns})
+
+    @property
+    def is_declarable(self) -> bool:
+        """Whether its rows belong to an experiment, which may or may not declare them."""
+        return "experiment" in self.partition
+
+
+_shared = (
+    Column("experiment", "text", "Name of the experiment."),
+    Column("site", "text", "Place in the model; empty for rows about all sites."),
+    Column("variant", "text", "Id of the SAE within the site; empty for rows about all of them."),
+    Column("sae_id", "text", "Hash of the SAE artefact.", optional=True),
+    Column("artifact_id", "text", "Hash of the artefact these rows are.", optional=True),
+    Column("model", "text", "Name of the language model."),
+    Column("model_fingerprint", "text", "Hash of the model's weights, config and tokenizer."),
+    Column("seed", "int", "Seed of the run; of the initial weights for an SAE.", optional=True),
+    Column("created_at", "time", "When the rows were computed, UTC."),
+)
+SHARED: dict[str, Column] = {column.name: column for column in _shared}
+"""Columns that several tables share, by name."""
+
+CELL = ("experiment", "site", "variant")
+"""What names one cell of an experiment's grid."""
+
+CONTEXT = ("sae_id", "artifact_id", "model", "model_fingerprint", "seed", "created_at")
+
+MEASUREMENT = (
+    Column("name", "text", "What was measured: fvu, l0, accuracy, ..."),
+    Column("definition", "text", "Which definition of it."),
+    Column("version", "int", "Grows when the definition's code changes its numbers."),
+    Column("value", "float", "The number; NULL where it does not apply.", optional=True),
+    Column("stderr", "float", "Standard error over sampled units.", optional=True),
+    Column("n", "int", "Number of units it was computed from.", optional=True),
+    Column("unit", "text", "What was sampled: contexts, texts, latents.", optional=True),
+    Column("params", "json", "Settings that change the number, as a JSON object."),
+    Column("reason", "text", "Why there is no value.", optional=True),
+)
+
+
+def _cells(name: str, description: str, *columns: Column, keeps_history: bool = False) -> Table:
+    return Table(name, description, columns, CELL, CONTEXT, keeps_history)
+
+
+_tables = (
+    _cells(
+        "metrics",
+        "One number per row: what evaluations found about an SAE, or about a site.",
+        *MEASUREMENT,
+        keeps_history=True,
+    ),
+    _cells(
+        "applications",
+        "One number per row: what probing, steering, selection, ... came to.",
+        Column("application", "text", "probing, steering, selection, ..."),
+        Column("method", "text", "What was tried: an SAE's latents, a baseline, a control."),
+        Column("task", "text", "Concept, label set or target."),
+        *MEASUREMENT,
+        keeps_history=True,
+    ),
+    _cells(
+        "latents",
+        "One row per latent of an SAE: how often and how strongly it fires.",
+        Column("latent", "int", "Index of the latent: row of W_dec."),
+        Column("density", "float", "Share of tokens on which it fires, in [0, 1]."),
+        Column("mean_activation", "float", "Mean over tokens on which it fires.", optional=True),
+        Column("max_activation", "float", "Largest activation over the corpus."),
+        Column("label", "text", "Short readable name.", optional=True),
+    ),
+    _cells(
+        "explanations",
+        "What one explanation method says about one latent.",
+        Column("latent", "int", "Index of the latent: row of W_dec."),
+        Column("method", "text", "Explanation method."),
+        Column("text", "text", "One line for people."),
+        Column("keywords", "texts", "Tokens, most telling first."),
+        Column("keyword_scores", "floats", "One per keyword, in the method's own unit."),
+        Column("score", "float", "How well it does, in [0, 1], if measured.", optional=True),
+        Column("score_definition", "text", "Which score that is.", optional=True),
+    ),
+    _cells(
+        "examples",
+        "Stretches of text on which a latent fires, strongest first.",
+        Column("latent", "int", "Index of the latent: row of W_dec."),
+        Column("rank", "int", "0 is the strongest."),
+        Column("document", "int", "Document in the corpus."),
+        Column("position", "int", "Position of the maximum within the document's tokens."),
+        Column("peak", "int", "Index of the maximum within tokens."),
+        Column("tokens", "texts", "The text, token by token."),
+        Column("activations", "floats", "Activation of the latent on each token."),
+        Column("max_activation", "float", "Activation at the peak."),
+    ),
+    _cells(
+        "curves",
+        "Training curves: numbers by step.",
+        Column("step", "int", "Training step, from 0."),
+        Column("tokens", "int", "Tokens seen so far."),
+        Column("name", "text", "loss, fvu, l0, dead_share, lr, ..."),
+        Column("value", "float", "The number; NULL where it was not finite.", optional=True),
+    ),
+    _cells(
+        "saes",
+        "One row per SAE: what it is and how its training went.",
+        Column("kind", "text", "Architecture."),
+        Column("objective", "text", "Training strategy.", optional=True),
+        Column("d_in", "int", "Width of the activations."),
+        Column("d_sae", "int", "Number of latents."),
+        Column("config", "json", "Resolved description of the architecture."),
+        Column("train", "json", "Resolved training settings."),
+        Column("status", "text", "complete, diverged, ..."),
+        Column("reason", "text", "Why the status is not complete.", optional=True),
+        Column("steps", "int", "Training steps done.", optional=True),
+        Column("tokens", "int", "Tokens trained on.", optional=True),
+        Column("seconds", "float", "Training time.", optional=True),
+        Column("device", "text", "Where it was trained.", optional=True),
+        Column("peak_memory_bytes", "int", "Largest memory in use.", optional=True),
+        Column("packages", "json", "Versions of the packages that can change a number."),
+        Column("path", "text", "Folder of the artefact.", optional=True),
+    ),
+    _cells(
+        "selections",
+        "Documents that a selector chose, in the order in which it chose them.",
+        Column("method", "text", "Selector: sae_greedy, random, longest, ..."),
+        Column("rank", "int", "0 is the first choice."),
+        Column("document", "int", "Document in the corpus."),
+        Column("gain", "int", "Latents it covers that no earlier choice did."),
+        Column("num_latents", "int", "Latents present in it."),
+        Column("num_tokens", "int", "Tokens in it."),
+        Column("covered", "float", "Share of all present latents covered so far, in [0, 1]."),
+        Column("text", "text", "Beginning of the document."),
+    ),
+    Table(
+        "experiments",
+        "One row per experiment: what was asked.",
+        (
+            Column("description", "text", "What the experiment is about.", optional=True),
+            Column("config", "json", "The resolved experiment, as a JSON object."),
+            Column("packages", "json", "Versions of the packages that can change a number."),
+            Column("path", "text", "File it was read from.", optional=True),
+        ),
+        ("experiment",),
+        ("created_at",),
+    ),
+    Table(
+        "models",
+        "One row per version of a language model that was seen; the newest one is in use.",
+        (
+            Column("path", "text", "Hub id or folder it was loaded from.", optional=True),
+            Column("revision", "text", "Revision on the hub.", optional=True),
+            Column("family", "text", "Architecture of the language model.", optional=True),
+            Column("num_layers", "int", "Number of layers.", optional=True),
+            Column("d_model", "int", "Width of the residual stream.", optional=True),
+            Column("vocab_size", "int", "Number of token ids.", optional=True),
+            Column("num_parameters", "int", "Number of parameters.", optional=True),
+            Column("has_lm_head", "bool", "Whether it predicts tokens.", optional=True),
+        ),
+        ("model", "model_fingerprint"),
+        ("created_at",),
+    ),
+    Table(
+        "definitions",
+        "What each measurement means.",
+        (
+            Column("name", "text", "What is measured."),
+            Column("definition", "text", "Which definition of it."),
+            Column("version", "int", "Grows when the definition's code changes its numbers."),
+            Column("text", "text", "Formula and unit in one line."),
+            Column("better", "text", "higher, lower or neither."),
+            Column("low", "float", "Smallest value; NULL where there is none.", optional=True),
+            Column("high", "float", "Largest value; NULL where there is none.", optional=True),
+        ),
+        (),
+        ("created_at",),
+    ),
+)
+TABLES: dict[str, Table] = {table.name: table for table in _tables}
+"""Every table that rows can be written to, by name."""
+
+DECLARED = "declared"
+"""Table of the cells that experiments declare; the publisher fills it."""
+
+
+def table(name: str) -> Table:
+    """The table called ``name``; raises `UnknownName` with the nearest name."""
+    if name not in TABLES:
+        raise UnknownName("table", name, TABLES)
+    return TABLES[name]

@@ -1,0 +1,315 @@
+-- Views over the published tables. The publisher has made, for every table of tables.py, the table
+-- stored.NAME with all rows and the view NAME without undeclared ones, and the table declared.
+
+-- Which numbers stand in the views with one row per SAE; of several the one of lowest rank. A test
+-- compares this list with the definitions that evaluations have.
+create table stored.headline as
+select * from (values
+    ('l0', 'l0', 'mean_of_tokens', 1),
+    ('l1', 'l1', 'mean_of_tokens', 1),
+    ('fvu', 'fvu', 'ratio_of_sums', 1),
+    ('explained_variance', 'explained_variance', 'ratio_of_sums', 1),
+    ('mse', 'mse', 'per_token', 1),
+    ('cosine', 'cosine', 'mean_of_tokens', 1),
+    ('l2_ratio', 'l2_ratio', 'mean_of_ratios', 1),
+    ('ce_clean', 'ce_clean', 'mean_of_tokens', 1),
+    ('delta_lm_loss', 'delta_lm_loss', 'splice_kept', 1),
+    ('delta_lm_loss', 'delta_lm_loss', 'splice_all', 2),
+    ('loss_recovered', 'loss_recovered', 'zero_ablation_kept', 1),
+    ('loss_recovered', 'loss_recovered', 'zero_ablation_all', 2),
+    ('loss_recovered_mean', 'loss_recovered', 'mean_ablation_kept', 1),
+    ('loss_recovered_mean', 'loss_recovered', 'mean_ablation_all', 2),
+    ('kl_score', 'kl_score', 'zero_ablation_kept', 1),
+    ('kl_score', 'kl_score', 'zero_ablation_all', 2),
+    ('dead_share', 'dead_share', 'never_fired', 1)
+) as headline("column", name, definition, rank);
+comment on table stored.headline is
+    'Which metric and definition each column of leaderboard holds; of several the lowest rank.';
+comment on column stored.headline."column" is 'Column of leaderboard.';
+comment on column stored.headline.name is 'Name of the metric.';
+comment on column stored.headline.definition is 'Its definition.';
+comment on column stored.headline.rank is 'Of several definitions that were measured, the lowest.';
+
+-- The version of each model that is in use: the one that was seen last.
+create view internal.newest_models as
+select model, arg_max(model_fingerprint, created_at) as current_fingerprint
+from models group by model;
+
+-- A model may go back to an earlier version, whose numbers were computed earlier: what belongs to
+-- the version in use comes first, then what was computed last.
+create view latest_metrics as
+select metrics.*
+from metrics left join internal.newest_models using (model)
+qualify rank() over (
+    partition by experiment, site, variant
+    order by coalesce(model_fingerprint = current_fingerprint, false) desc, created_at desc,
+        model_fingerprint desc
+) = 1;
+comment on view latest_metrics is
+    'Metrics of each SAE on the version of the model that is in use, or else the last measured.';
+
+create view latest_applications as
+select applications.*
+from applications left join internal.newest_models using (model)
+qualify rank() over (
+    partition by experiment, site, variant
+    order by coalesce(model_fingerprint = current_fingerprint, false) desc, created_at desc,
+        model_fingerprint desc
+) = 1;
+comment on view latest_applications is
+    'Applications of each SAE on the version of the model that is in use, or else the last computed.';
+
+create view leaderboard as
+with chosen as (
+    select experiment, site, variant, "column", value, stderr
+    from latest_metrics join stored.headline using (name, definition)
+    qualify row_number() over (
+        partition by experiment, site, variant, "column" order by rank, params
+    ) = 1
+), scores as (
+    select
+        experiment, site, variant,
+        any_value(value) filter ("column" = 'l0') as l0,
+        any_value(value) filter ("column" = 'fvu') as fvu,
+        any_value(stderr) filter ("column" = 'fvu') as fvu_stderr,
+        any_value(value) filter ("column" = 'explained_variance') as explained_variance,
+        any_value(value) filter ("column" = 'mse') as mse,
+        any_value(value) filter ("column" = 'cosine') as cosine,
+        any_value(value) filter ("column" = 'l2_ratio') as l2_ratio,
+        any_value(value) filter ("column" = 'l1') as l1,
+        any_value(value) filter ("column" = 'loss_recovered') as loss_recovered,
+        any_value(value) filter ("column" = 'loss_recovered_mean') as loss_recovered_mean,
+        any_value(value) filter ("column" = 'delta_lm_loss') as delta_lm_loss,
+        any_value(stderr) filter ("column" = 'delta_lm_loss') as delta_lm_loss_stderr,
+        any_value(value) filter ("column" = 'kl_score') as kl_score,
+        any_value(value) filter ("column" = 'ce_clean') as ce_clean,
+        any_value(value) filter ("column" = 'dead_share') as dead_share
+    from chosen group by all
+)
+select
+    experiment, site, variant, kind, objective, d_sae, saes.seed,
+    coalesce(status, 'not built') as status,
+    scores.* exclude (experiment, site, variant),
+    saes.tokens, saes.seconds, saes.sae_id, saes.created_at
+from declared
+left join saes using (experiment, site, variant)
+left join scores using (experiment, site, variant)
+where variant <> ''
+order by experiment, site, fvu nulls last, variant;
+comment on view leaderboard is
+    'One row per declared SAE, least unexplained variance first; also those not built yet.';
+comment on column leaderboard.status is 'complete, diverged, ..., or: not built.';
+comment on column leaderboard.l0 is 'Latents on per token.';
+comment on column leaderboard.fvu is 'Fraction of variance unexplained.';
+comment on column leaderboard.fvu_stderr is 'Its standard error.';
+comment on column leaderboard.explained_variance is '1 - fvu.';
+comment on column leaderboard.mse is 'Squared error per token.';
+comment on column leaderboard.cosine is 'Cosine of activation and reconstruction, mean of tokens.';
+comment on column leaderboard.l2_ratio is 'Norm of the reconstruction over that of the activation.';
+comment on column leaderboard.l1 is 'Sum of latent activations per token.';
+comment on column leaderboard.loss_recovered is 'Loss recovered against zero ablation.';
+comment on column leaderboard.loss_recovered_mean is 'Loss recovered against mean ablation.';
+comment on column leaderboard.delta_lm_loss is 'Loss added by the SAE, nats per token.';
+comment on column leaderboard.delta_lm_loss_stderr is 'Its standard error.';
+comment on column leaderboard.kl_score is '1 - KL of the SAE / KL of zero ablation.';
+comment on column leaderboard.ce_clean is 'Loss of the undisturbed model, nats per token.';
+comment on column leaderboard.dead_share is 'Share of latents that never fire.';
+comment on column leaderboard.tokens is 'Tokens trained on.';
+comment on column leaderboard.seconds is 'Training time.';
+
+-- A point is on the Pareto front when its loss is below that of every point with fewer latents on,
+-- or as many; points with the same L0 are ordered by loss, so of equal points one is kept.
+create view frontier as
+select
+    experiment, site, variant, kind, objective, d_sae, seed,
+    l0, fvu, fvu_stderr, delta_lm_loss, delta_lm_loss_stderr, loss_recovered,
+    fvu < coalesce(min(fvu) over (
+        partition by experiment, site, kind order by l0, fvu, variant
+        rows between unbounded preceding and 1 preceding
+    ), 'infinity') as is_pareto,
+    fvu < coalesce(min(fvu) over (
+        partition by experiment, site order by l0, fvu, variant
+        rows between unbounded preceding and 1 preceding
+    ), 'infinity') as is_pareto_of_site,
+    delta_lm_loss < coalesce(min(delta_lm_loss) over (
+        partition by experiment, site, kind order by l0, delta_lm_loss, variant
+        rows between unbounded preceding and 1 preceding
+    ), 'infinity') as is_pareto_in_loss
+from leaderboard
+where l0 is not null and fvu is not null
+order by experiment, site, kind, l0;
+comment on view frontier is
+    'Sparsity against fidelity of each measured SAE, and whether no other beats it in both.';
+comment on column frontier.is_pareto is 'No SAE of this kind at this site beats it in L0 and FVU.';
+comment on column frontier.is_pareto_of_site is 'The same among all kinds at this site.';
+comment on column frontier.is_pareto_in_loss is 'As is_pareto, in L0 and delta_lm_loss.';
+
+create view latent_cards as
+with by_method as (
+    select
+        experiment, site, variant, latent,
+        list({method: method, text: text, keywords: keywords} order by method) as explanations,
+        max(score) as score
+    from explanations group by all
+), best as (
+    select
+        experiment, site, variant, latent, document, position,
+        array_to_string(list_transform(
+            tokens, lambda token, i: if(i = peak + 1, '[' || trim(token) || ']', trim(token))
+        ), ' ') as strongest
+    from examples where rank = 0
+)
+select
+    experiment, site, variant, latent, label, density, mean_activation, max_activation,
+    score, strongest, document, position, by_method.explanations,
+    sae_id, model, model_fingerprint
+from latents
+left join by_method using (experiment, site, variant, latent)
+left join best using (experiment, site, variant, latent)
+order by experiment, site, variant, latent;
+comment on view latent_cards is
+    'One row per latent: statistics, label, what every method says, and where it is strongest.';
+comment on column latent_cards.explanations is 'Method, text and keywords of every explanation.';
+comment on column latent_cards.score is 'Score of the best explanation, where measured.';
+comment on column latent_cards.strongest is 'Text where it is strongest, that token in brackets.';
+comment on column latent_cards.document is 'Document of that text.';
+comment on column latent_cards.position is 'Position of that token in the document.';
+
+create view application_summary as
+select
+    experiment, site, variant, application, method, name, definition,
+    try_cast(params ->> 'k' as BIGINT) as k,
+    try_cast(params ->> 'n' as BIGINT) as n,
+    params ->> 'equal' as equal,
+    if(starts_with(name, 'best_'), null, try_cast(params ->> 'strength' as DOUBLE)) as strength,
+    params ->> 'split' as split,
+    avg(value) as value,
+    if(count(value) = 1, any_value(stderr), stddev_samp(value) / sqrt(count(value))) as stderr,
+    count(value) as num_tasks,
+    count(*) - count(value) as num_without_value,
+    any_value(reason) as reason
+from latest_applications
+where task <> 'all'  -- where an application lists its own mean over tasks
+group by all
+order by all;
+comment on view application_summary is
+    'Applications by method and setting, averaged over tasks.';
+comment on column application_summary.k is 'Probing: latents or coordinates used.';
+comment on column application_summary.n is 'Selection: documents chosen.';
+comment on column application_summary.equal is 'Selection: n documents, or as many tokens as the greedy choice of n.';
+comment on column application_summary.strength is 'Steering: in units of the mean activation norm.';
+comment on column application_summary.split is 'Steering: prompts that choose the strength (dev), or the others (test).';
+comment on column application_summary.value is 'Mean over tasks.';
+comment on column application_summary.stderr is
+    'Standard error of that mean over tasks; of the one value where there is one task.';
+comment on column application_summary.num_tasks is 'Tasks with a value.';
+comment on column application_summary.num_without_value is 'Tasks where there is none.';
+comment on column application_summary.reason is 'Why, for one of them.';
+
+create view best_probes as
+with scores as (
+    select *, method in ('sae_probe', 'sae_all_latents') as is_sae
+    from latest_applications
+    where application = 'probing' and name = 'accuracy' and value is not null
+), ours as (
+    select * from scores where is_sae
+    qualify row_number() over (
+        partition by experiment, site, task order by value desc, variant, method, params
+    ) = 1
+), rivals as (
+    select * from scores where not is_sae
+    qualify row_number() over (
+        partition by experiment, site, task order by value desc, method, params
+    ) = 1
+)
+select
+    experiment, site, task, ours.variant, ours.method,
+    try_cast(ours.params ->> 'k' as BIGINT) as k, ours.value as accuracy, ours.stderr,
+    rivals.method as rival, rivals.value as rival_accuracy, rivals.stderr as rival_stderr,
+    ours.value - rivals.value as gain
+from ours left join rivals using (experiment, site, task)
+order by all;
+comment on view best_probes is
+    'Per task the best probe on any SAE of the site, next to the best baseline or control. Both are chosen by their test scores, so both are optimistic.';
+comment on column best_probes.k is 'Latents used; NULL for all.';
+comment on column best_probes.rival is 'Best method that uses no SAE.';
+comment on column best_probes.gain is 'accuracy - rival_accuracy.';
+
+create view drift as
+select
+    experiment, site, variant, sae_id, name, definition, version, params, model,
+    lag(model_fingerprint) over by_version as fingerprint_before,
+    model_fingerprint as fingerprint_after,
+    lag(value) over by_version as value_before,
+    value as value_after,
+    value - lag(value) over by_version as difference,
+    sqrt(pow(stderr, 2) + pow(lag(stderr) over by_version, 2)) as stderr_difference,
+    created_at
+from metrics
+window by_version as (
+    partition by experiment, site, variant, sae_id, name, definition, version, params, model
+    order by created_at
+)
+qualify lag(model_fingerprint) over by_version is not null
+order by abs(difference) / stderr_difference desc nulls last;
+comment on view drift is
+    'How each number of one SAE moved from one version of the model to the next.';
+comment on column drift.difference is 'value_after - value_before.';
+comment on column drift.stderr_difference is
+    'As if the two were independent; on the same texts the true one is smaller.';
+comment on column drift.created_at is 'When the later number was computed, UTC.';
+
+create view stale as
+with held as (
+    select 'saes' as held_in, experiment, site, variant, sae_id, model, model_fingerprint from saes
+    union all
+    select 'metrics', experiment, site, variant, sae_id, model, model_fingerprint
+    from latest_metrics
+    union all
+    select 'applications', experiment, site, variant, sae_id, model, model_fingerprint
+    from latest_applications
+    union all
+    select 'latents', experiment, site, variant, sae_id, model, model_fingerprint from latents
+    union all
+    select 'explanations', experiment, site, variant, sae_id, model, model_fingerprint
+    from explanations
+)
+select held.*, current_fingerprint, count(*) as num_rows
+from held join internal.newest_models using (model)
+where model_fingerprint <> current_fingerprint
+group by all
+order by experiment, site, variant, held_in;
+comment on view stale is
+    'Results computed from another version of the model than the newest one that was seen.';
+comment on column stale.held_in is 'Table that holds them.';
+comment on column stale.model_fingerprint is 'Version of the model they were computed from.';
+comment on column stale.current_fingerprint is 'Newest version of that model.';
+comment on column stale.num_rows is 'How many rows.';
+
+-- a and b are variants, compared at each site of each experiment that has them; where either is
+-- the id of an SAE, every pair of matches is compared.
+create macro compare(a, b) as table
+with ids as (
+    select count(*) > 0 as any_id from latest_metrics
+    where sae_id in (a, b) and variant not in (a, b)
+), matches as (
+    select
+        *, variant = a or coalesce(sae_id = a, false) as is_a,
+        variant = b or coalesce(sae_id = b, false) as is_b,
+        if(any_id, '', experiment || chr(10) || site) as place
+    from latest_metrics, ids
+), side_a as (select * from matches where is_a), side_b as (select * from matches where is_b)
+select
+    name, definition, version, params,
+    side_a.experiment as experiment_a, side_a.site as site_a, side_a.variant as variant_a,
+    side_b.experiment as experiment_b, side_b.site as site_b, side_b.variant as variant_b,
+    side_a.value as value_a, side_a.stderr as stderr_a,
+    side_b.value as value_b, side_b.stderr as stderr_b,
+    side_b.value - side_a.value as difference,
+    sqrt(pow(side_a.stderr, 2) + pow(side_b.stderr, 2)) as stderr_difference,
+    side_a.model_fingerprint = side_b.model_fingerprint as is_same_model
+from side_a full join side_b using (place, name, definition, version, params)
+order by coalesce(side_a.experiment, side_b.experiment), coalesce(side_a.site, side_b.site),
+    name, definition, params;
+comment on macro table compare is
+    'compare(a, b): every metric of two variants or SAE ids side by side; difference is b - a, its standard error as if the two were independent (on the same texts the true one is smaller).';
