@@ -1,0 +1,152 @@
+"""The questions a study report asks the warehouse: every number on the page comes from one of them.
+
+Each is a query with the parameter ``$experiment``; those about latents have ``$per_sae`` as well.
+"""
+
+_LATENTS = """
+        select site, variant, latent, label, density, mean_activation, max_activation, score
+        from latent_cards
+        where experiment = $experiment and explanations is not null and density > 0
+        qualify row_number() over (
+            partition by site, variant
+            order by density between 1e-4 and 0.1 desc, score desc nulls last,
+                max_activation desc, latent
+        ) <= $per_sae
+"""
+
+QUESTIONS: dict[str, str] = {
+    "experiment": """
+        select description, config, packages, path, created_at
+        from stored.experiments where experiment = $experiment
+    """,
+    "models": """
+        select model, model_fingerprint, family, num_layers, d_model, vocab_size, num_parameters,
+            has_lm_head, revision, created_at
+        from models
+        where (model, model_fingerprint) in (
+            select distinct model, model_fingerprint from saes where experiment = $experiment
+            union select distinct model, model_fingerprint from latest_metrics
+            where experiment = $experiment
+        )
+        order by created_at desc
+    """,
+    "leaderboard": """
+        select site, variant, kind, d_sae, seed, status, l0, fvu, fvu_stderr, cosine,
+            loss_recovered, loss_recovered_mean, delta_lm_loss, delta_lm_loss_stderr, kl_score,
+            dead_share, tokens, seconds, sae_id
+        from leaderboard where experiment = $experiment
+        order by site, fvu nulls last, variant
+    """,
+    "not_measured": """
+        select name, reason, count(distinct (site, variant)) as num_saes
+        from latest_metrics
+        where experiment = $experiment and value is null and variant <> ''
+        group by all order by all
+    """,
+    "frontier": """
+        select site, variant, kind, d_sae, l0, fvu, fvu_stderr, delta_lm_loss,
+            delta_lm_loss_stderr, is_pareto, is_pareto_in_loss
+        from frontier where experiment = $experiment
+    """,
+    "boundary": """
+        select distinct coalesce(params ->> 'site', site) as site, definition,
+            try_cast(params ->> 'l0' as double) as l0, value
+        from latest_metrics
+        where experiment = $experiment and name = 'boundary_loss' and params ->> 'loss' = 'fvu'
+        order by all
+    """,
+    "families": """
+        select distinct coalesce(params ->> 'site', site) as site, params ->> 'loss' as loss,
+            params ->> 'family_a' as family_a, params ->> 'family_b' as family_b, value, stderr,
+            reason
+        from latest_metrics
+        where experiment = $experiment and name = 'dominance'
+        order by all
+    """,
+    "curves": """
+        select site, variant, step, tokens, name, value
+        from curves
+        where experiment = $experiment and name in ('fvu', 'l0', 'dead_share')
+        order by site, variant, name, step
+    """,
+    "density": """
+        select site, variant, try_cast(params ->> 'low' as double) as low,
+            try_cast(params ->> 'high' as double) as high, value
+        from latest_metrics
+        where experiment = $experiment and name = 'log10_density_histogram' and variant <> ''
+        order by all
+    """,
+    "probing": """
+        select site, variant, method, k, value, stderr, num_tasks
+        from application_summary
+        where experiment = $experiment and application = 'probing' and name = 'accuracy'
+        order by all
+    """,
+    "best_probes": """
+        select site, task, variant, method, k, accuracy, stderr, rival, rival_accuracy, gain
+        from best_probes where experiment = $experiment order by all
+    """,
+    "steering": """
+        select site, variant, method, name, strength, value, stderr, num_tasks
+        from application_summary
+        where experiment = $experiment and application = 'steering'
+            and name in ('overall', 'concept_score', 'fluency')
+            and coalesce(split, 'test') = 'test'
+        order by all
+    """,
+    "steering_best": """
+        select site, variant, method, value, stderr, num_tasks, num_without_value, reason
+        from application_summary
+        where experiment = $experiment and application = 'steering' and name = 'best_overall'
+        order by site, value desc nulls last, variant, method
+    """,
+    "selection": """
+        select site, variant, method, n, value, stderr
+        from application_summary
+        where experiment = $experiment and application = 'selection' and name = 'coverage'
+            and coalesce(equal, 'documents') = 'documents'
+        order by all
+    """,
+    "selected": """
+        select site, variant, method, rank, document, gain, num_tokens, covered, text
+        from selections where experiment = $experiment and rank < 5
+        order by site, variant, method, rank
+    """,
+    "not_applied": """
+        select application, reason, count(distinct (site, variant)) as num_saes
+        from latest_applications
+        where experiment = $experiment and value is null
+        group by all order by all
+    """,
+    "latents": f"""{_LATENTS}        order by site, variant, score desc nulls last, latent
+    """,
+    "explanations": f"""
+        with chosen as ({_LATENTS}        )
+        select site, variant, latent, method, text, keywords, keyword_scores
+        from explanations semi join chosen using (site, variant, latent)
+        where experiment = $experiment
+        order by all
+    """,
+    "examples": f"""
+        with chosen as ({_LATENTS}        )
+        select site, variant, latent, rank, document, peak, tokens, activations, max_activation
+        from examples semi join chosen using (site, variant, latent)
+        where experiment = $experiment and rank < 3
+        order by site, variant, latent, rank
+    """,
+    "definitions": """
+        select distinct m.name, m.definition, m.version, d.text, d.better, m.unit
+        from latest_metrics m left join definitions d using (name, definition, version)
+        where m.experiment = $experiment
+        order by all
+    """,
+    "stale": """
+        select held_in, site, variant, model, model_fingerprint, current_fingerprint, num_rows
+        from stale where experiment = $experiment
+    """,
+    "provenance": """
+        select site, variant, sae_id, artifact_id, status, reason, seed, config, train, device,
+            packages, model, model_fingerprint, created_at
+        from saes where experiment = $experiment order by site, variant
+    """,
+}
