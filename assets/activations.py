@@ -6,13 +6,16 @@ from contextlib import ExitStack
 
 import dagster as dg
 
-from assets.corpora import tokens_key
-from assets.grid import Outline, site_partitions
+from assets.corpora import token_split, tokens_key
+from assets.grid import Outline, group, site_partitions
 from assets.models import model_key
 from assets.progress import progress
 from assets.store import Store, language_model
-from assets.study import Study, slug
+from assets.study import Study
 from sae_lib.config import digest
+
+FACTS = ("d_in", "dtype", "num_contexts", "num_rows", "mean_norm", "mean_square_norm")
+"""What the manifest repeats of the store's own description."""
 
 
 def activations_key(experiment: str) -> dg.AssetKey:
@@ -22,7 +25,7 @@ def activations_key(experiment: str) -> dg.AssetKey:
 def activations_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinition:
     @dg.asset(
         key=activations_key(outline.name),
-        group_name=outline.name,
+        group_name=group(outline, "data"),
         kinds={"safetensors", "torch"},
         tags={"stage": "activations"},
         partitions_def=site_partitions(outline),
@@ -59,8 +62,7 @@ def harvest_sites(
     study: Study, store: Store, sites: Sequence[str], log: Callable[[str], None]
 ) -> None:
     """Harvest those of ``sites`` that are not there yet, in one pass; a killed pass resumes."""
-    from sae_lib.activations.harvest import harvest
-    from sae_lib.activations.tokens import Tokens
+    from sae_lib.activations.harvest import harvest, site_folder
 
     missing = [site for site in sites if not store.artifacts.exists(study.harvested(site))]
     if not missing:
@@ -83,7 +85,7 @@ def harvest_sites(
         folder.mkdir(parents=True, exist_ok=True)
         summaries = harvest(
             language_model(study, store),
-            Tokens.open(store.artifacts.path(study.tokens)).split("train"),
+            token_split(study, store, log, "train"),
             missing,
             folder,
             batch_contexts=study.activations.batch_contexts,
@@ -91,7 +93,7 @@ def harvest_sites(
             on_progress=progress("harvesting", log, unit="contexts"),
         )
         for site, space in spaces.items():
-            for item in (folder / slug(site)).iterdir():
-                item.replace(space.path / item.name)
-            space.facts.update(summaries[site]._asdict())
+            (folder / site_folder(site)).replace(space.path / site_folder(site))
+            summary = summaries[site].model_dump(mode="json")
+            space.facts.update({name: summary[name] for name in FACTS})
         shutil.rmtree(folder)

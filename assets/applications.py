@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
-from assets.corpora import tokens_key
-from assets.grid import Outline, cell_key, cells_of, grid
+from assets.corpora import token_split, tokens_key
+from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.progress import progress
 from assets.rows import Tables, build_rows
@@ -14,6 +14,10 @@ from assets.store import Store, language_model
 from assets.study import Study, Variant
 
 TABLES = ("applications", "selections")
+FILES = {table: table for table in TABLES}
+WORLD = "world"
+"""The bundled model that reads the bundled language."""
+
 ROWS_PRESENT = "rows_present"
 
 
@@ -26,7 +30,7 @@ def applications_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
 
     @dg.asset(
         key=key,
-        group_name=outline.name,
+        group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "applications"},
         partitions_def=grid(outline),
@@ -66,28 +70,33 @@ def applications_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
 def compute_applications(
     study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
 ) -> int:
-    from sae_lib.activations.tokens import Tokens
-    from sae_lib.apply import apply_site
+    from sae_lib.apply import Bench, apply_site
     from sae_lib.saes.files import load_sae
+    from sae_lib.synthetic.world.config import WorldConfig
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
         coders = {
             variant.id: load_sae(store.artifacts.path(study.sae(site, variant)))
             for variant in variants
         }
-        applied = apply_site(
-            language_model(study, store),
-            Tokens.open(store.artifacts.path(study.tokens)),
-            site,
-            coders,
-            study.apply,
-            corpus=study.corpus,
+        bench = Bench(
+            model=language_model(study, store),
+            site=site,
+            coders=coders,
+            split=token_split(study, store, log, "eval"),
+            world=WorldConfig() if study.model.id == WORLD else None,
             relative_to=study.base,
+        )
+        applied = apply_site(
+            bench,
+            study.apply,
             on_progress=progress(f"applying {len(coders)} SAEs at {site}", log, unit="parts"),
         )
         return {
-            name: {"applications": one.rows, "selections": one.selections}
-            for name, one in applied.items()
+            name: {"applications": applied.rows[name], "selections": applied.selections[name]}
+            for name in coders
         }
 
-    return build_rows("applications", study, store, cells, compute, TABLES)
+    return build_rows(
+        "applications", study, store, cells, compute, dict(zip(TABLES, TABLES, strict=True)), TABLES
+    )

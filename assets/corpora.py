@@ -1,13 +1,14 @@
 """Text, tokenised and packed into contexts."""
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import dagster as dg
 
-from assets.grid import Outline
+from assets.grid import Outline, group
 from assets.models import model_key
 from assets.progress import progress
-from assets.store import Store
+from assets.store import Store, language_model
 from assets.study import Study
 
 
@@ -18,7 +19,7 @@ def tokens_key(experiment: str) -> dg.AssetKey:
 def tokens_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinition:
     @dg.asset(
         key=tokens_key(outline.name),
-        group_name=outline.name,
+        group_name=group(outline, "data"),
         kinds={"safetensors"},
         tags={"stage": "tokens"},
         deps=[model_key(outline.model)],
@@ -39,12 +40,9 @@ def tokens_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefini
     return tokens
 
 
-def build_tokens_artifact(
-    study: Study, store: Store, log: Callable[[str], None]
-) -> dict[str, int | bool]:
+def build_tokens_artifact(study: Study, store: Store, log: Callable[[str], None]) -> dict[str, Any]:
     """Build the token artefact unless it exists; its counts either way."""
     from sae_lib.activations.tokens import build_tokens
-    from sae_lib.models import load_tokenizer
 
     identity = study.tokens
     if not store.artifacts.exists(identity):
@@ -53,11 +51,42 @@ def build_tokens_artifact(
         ) as workspace:
             summary = build_tokens(
                 study.corpus,
-                load_tokenizer(study.model, relative_to=study.base),
+                language_model(study, store).tokenizer,
                 study.info,
                 workspace.path,
                 relative_to=study.base,
                 on_progress=progress("tokenising", log, unit="tokens"),
             )
-            workspace.facts.update(summary._asdict())
+            workspace.facts.update(_facts(summary))
     return store.artifacts.manifest(identity)["facts"]
+
+
+def token_split(
+    study: Study, store: Store, log: Callable[[str], None], name: Literal["train", "eval"]
+) -> Any:
+    """The training or evaluation side of the tokens, built now if they are not there.
+
+    Every stage asks for its tokens here: when the model changed since they were made, they are
+    others.
+    """
+    from sae_lib.activations.tokens import Tokens
+
+    build_tokens_artifact(study, store, log)
+    return Tokens.open(store.artifacts.path(study.tokens)).split(
+        "eval" if name == "eval" else "train"
+    )
+
+
+def _facts(summary: Any) -> dict[str, Any]:
+    """What one wants to see of a tokenised corpus, from its `TokenSummary`."""
+    return {
+        "context": summary.context,
+        "train_contexts": summary.train.num_contexts,
+        "train_tokens": summary.train.num_kept,
+        "train_documents": summary.train.num_documents,
+        "eval_contexts": summary.eval.num_contexts,
+        "eval_tokens": summary.eval.num_kept,
+        "eval_documents": summary.eval.num_documents,
+        "shorter_than_asked": summary.train.short or summary.eval.short,
+        "unknown_share": summary.unknown_share,
+    }

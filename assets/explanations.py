@@ -5,8 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.corpora import tokens_key
-from assets.grid import Outline, cell_key, cells_of, grid
+from assets.corpora import token_split, tokens_key
+from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.pictures import latents_markdown
 from assets.progress import progress
@@ -15,7 +15,8 @@ from assets.saes import saes_key
 from assets.store import Store, language_model
 from assets.study import Study, Variant
 
-TABLES = ("latent_statistics", "explanations", "examples")
+TABLES = ("latents", "explanations", "examples")
+FILES = {table: table for table in TABLES}
 EXPLAINED = "alive_latents_are_explained"
 
 
@@ -28,7 +29,7 @@ def explanations_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
 
     @dg.asset(
         key=key,
-        group_name=outline.name,
+        group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "explanations"},
         partitions_def=grid(outline),
@@ -59,6 +60,7 @@ def explanations_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
                 {
                     "explanations": counts["facts"]["explanations"],
                     "examples": counts["facts"]["examples"],
+                    "does not apply": "; ".join(counts["facts"]["notes"]) or "nothing",
                     "latents": dg.MetadataValue.md(latents_markdown(folder)),
                 },
                 partition_key=cell_key(site, variant.id),
@@ -80,7 +82,7 @@ def explanations_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
 def _unexplained(folder: Any) -> int:
     import polars as pl
 
-    latents = pl.read_parquet(folder / "latent_statistics.parquet").filter(pl.col("density") > 0)
+    latents = pl.read_parquet(folder / "latents.parquet").filter(pl.col("density") > 0)
     said = pl.read_parquet(folder / "explanations.parquet").select("latent").unique()
     return latents.join(said, on="latent", how="anti").height
 
@@ -88,7 +90,6 @@ def _unexplained(folder: Any) -> int:
 def compute_explanations(
     study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
 ) -> int:
-    from sae_lib.activations.tokens import Tokens
     from sae_lib.explain import explain_site
     from sae_lib.saes.files import load_sae
 
@@ -99,20 +100,24 @@ def compute_explanations(
         }
         explained = explain_site(
             language_model(study, store),
-            Tokens.open(store.artifacts.path(study.tokens)).split("train"),
+            token_split(study, store, log, "train"),
             site,
             coders,
             study.explain,
             batch_contexts=study.activations.batch_contexts,
+            max_contexts=max(1, study.explain_tokens // study.corpus.context),
             on_progress=progress(f"explaining {len(coders)} SAEs at {site}", log, unit="contexts"),
         )
         return {
             name: {
-                "latent_statistics": one.latents,
+                "latents": one.latents,
                 "explanations": one.explanations,
                 "examples": one.examples,
+                "notes": [f"{method}: {why}" for method, why in one.not_applicable.items()],
             }
             for name, one in explained.items()
         }
 
-    return build_rows("explanations", study, store, cells, compute, TABLES)
+    return build_rows(
+        "explanations", study, store, cells, compute, dict(zip(TABLES, TABLES, strict=True)), TABLES
+    )

@@ -21,6 +21,14 @@ class Outline(NamedTuple):
     applies: bool
 
 
+def group(outline: Outline, stage: str) -> str:
+    """Group of an asset in the UI: one box per experiment, and in it one per stage.
+
+    Group names take no dash; two experiments whose names differ in that alone share a box.
+    """
+    return f"{outline.name.replace('-', '_')}/{stage}"
+
+
 def site_partitions(outline: Outline) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition(list(outline.sites))
 
@@ -42,9 +50,7 @@ def cells_of(study: Study, keys: Iterable[str]) -> list[tuple[str, Variant]]:
     """The cells that partition keys of `grid` stand for, in the study's order."""
     wanted = set(keys)
     return [
-        (site, variant)
-        for site, variant in study.cells()
-        if cell_key(site, variant.id) in wanted
+        (site, variant) for site, variant in study.cells() if cell_key(site, variant.id) in wanted
     ]
 
 

@@ -5,16 +5,20 @@ from typing import Any
 
 import dagster as dg
 
-from assets.corpora import build_tokens_artifact, tokens_key
-from assets.grid import Outline, cell_key, cells_of, grid
+from assets.corpora import token_split, tokens_key
+from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.progress import progress
 from assets.rows import Tables, build_rows
-from assets.saes import saes_key
+from assets.saes import saes_key, streamed
 from assets.store import EVERYTHING, Store, language_model, save_rows
 from assets.study import Study, Variant
+from sae_lib.config import Config
 
-TABLES = ("metrics", "latents")
+FILES = {"metrics": "metrics", "latents": "latents", "boundary": "metrics"}
+
+MEAN_BATCH_TOKENS = 2048
+
 ROWS_PRESENT = "rows_present"
 SANE = "values_are_possible"
 
@@ -32,7 +36,7 @@ def metrics_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefin
 
     @dg.asset(
         key=key,
-        group_name=outline.name,
+        group_name=group(outline, "evaluation"),
         kinds={"torch", "parquet"},
         tags={"stage": "metrics"},
         partitions_def=grid(outline),
@@ -93,13 +97,11 @@ HEADLINES = (
 def compute_metrics(
     study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
 ) -> int:
-    from sae_lib.activations.tokens import Tokens
     from sae_lib.evaluate import evaluate_site
     from sae_lib.saes.files import load_sae
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
-        build_tokens_artifact(study, store, log)
-        split = Tokens.open(store.artifacts.path(study.tokens)).split("eval")
+        split = token_split(study, store, log, "eval")
         coders = {
             variant.id: load_sae(store.artifacts.path(study.sae(site, variant)))
             for variant in variants
@@ -109,7 +111,7 @@ def compute_metrics(
             split,
             {site: coders},
             study.evaluate,
-            mean_activation={site: mean_activation(study, store, site)},
+            mean_activation={site: mean_activation(study, store, site, log)},
             batch_contexts=study.activations.batch_contexts,
             on_progress=progress(f"evaluating {len(coders)} SAEs at {site}", log, unit="contexts"),
         )
@@ -117,39 +119,34 @@ def compute_metrics(
             variant.id: {
                 "metrics": results[site, variant.id].measurements,
                 "latents": results[site, variant.id].per_latent,
+                "boundary": results[site, variant.id].boundary,
             }
             for variant in variants
         }
 
-    return build_rows("metrics", study, store, cells, compute, TABLES)
+    # explanations bring the statistics of latents with labels; without them these stand in
+    lands = ("metrics",) if study.explain else ("metrics", "latents")
+    return build_rows("metrics", study, store, cells, compute, FILES, lands)
 
 
-def mean_activation(study: Study, store: Store, site: str) -> Any:
+def mean_activation(study: Study, store: Store, site: str, log: Callable[[str], None]) -> Any:
     """Mean activation over training tokens: from the store, or from a streamed sample."""
-    from sae_lib.activations.batches import StreamedBatches
     from sae_lib.activations.store import ActivationStore
-    from sae_lib.activations.tokens import Tokens
 
     if store.artifacts.exists(study.harvested(site)):
-        return ActivationStore.open(store.artifacts.path(study.harvested(site))).stats(site).mean
-    split = Tokens.open(store.artifacts.path(study.tokens)).split("train")
-    batches = StreamedBatches(
-        language_model(study, store),
-        split,
-        [site],
-        batch_tokens=study.variants[0].train.batch_tokens,
-        seed=0,
-        batch_contexts=study.activations.batch_contexts,
-        dtype=study.activations.dtype,
-    )
-    return batches.stats(site).mean
+        harvested = ActivationStore.open(store.artifacts.path(study.harvested(site)))
+        return harvested.stats(site).mean.float()
+    batches = streamed(study, store, site, log, batch_tokens=MEAN_BATCH_TOKENS, seed=0)
+    return batches.stats(site).mean.float()
 
 
-def _rows(study: Study, store: Store, site: str, variant: Variant) -> list[dict[str, Any]]:
+def _rows(
+    study: Study, store: Store, site: str, variant: Variant, *, file: str = "metrics"
+) -> list[dict[str, Any]]:
     import polars as pl
 
     folder = store.artifacts.path(study.measured("metrics", site, variant))
-    return pl.read_parquet(folder / "metrics.parquet").to_dicts()
+    return pl.read_parquet(folder / f"{file}.parquet").to_dicts()
 
 
 def _values(study: Study, store: Store, site: str, variant: Variant) -> dict[str, float | None]:
@@ -185,7 +182,7 @@ def _impossible(values: Mapping[str, float | None]) -> list[str]:
 def frontier_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinition:
     @dg.asset(
         key=frontier_key(outline.name),
-        group_name=outline.name,
+        group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "frontier"},
         deps=[metrics_key(outline.name)],
@@ -202,27 +199,44 @@ def frontier_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefi
 
 def build_frontier(study: Study, store: Store) -> int:
     """Build and land the frontier rows of the whole grid; how many there are."""
-    from sae_lib.evaluate import frontier_rows
 
     identity = study.frontier
     if not store.artifacts.exists(identity):
-        points = [
-            {
-                "site": site,
-                "variant": variant.id,
-                "family": _family(variant),
-                "seed": variant.sae.get("seed", 0),
-                "rows": _rows(study, store, site, variant),
-            }
-            for site, variant in study.cells()
-        ]
+        rows = _boundaries(study, store)
+        for metric in study.evaluate:
+            rows += _comparisons(study, store, metric)
         with store.artifacts.build(identity, parents={"model": study.model_fingerprint}) as space:
-            rows = frontier_rows(points, study.evaluate)
-            save_rows(space.path, {"metrics": rows})
+            save_rows(space.path / "metrics.parquet", "metrics", rows)
             space.facts["metrics"] = len(rows)
     if not store.has_landed(study, "frontier", EVERYTHING, EVERYTHING, identity):
         store.land(study, "frontier", EVERYTHING, None, identity, ("metrics",))
     return store.artifacts.manifest(identity)["facts"]["metrics"]
+
+
+def _boundaries(study: Study, store: Store) -> list[Any]:
+    """Reference points of each site: the mean predictor, PCA, the identity."""
+    first = study.variants[0]
+    return [
+        row for site in study.sites for row in _rows(study, store, site, first, file="boundary")
+    ]
+
+
+def _comparisons(study: Study, store: Store, metric: Config) -> list[Any]:
+    """What a metric that compares SAEs says of the whole grid."""
+    from sae_lib.evaluate.frontier import FrontierConfig, FrontierPoint
+
+    if not isinstance(metric, FrontierConfig):
+        return []
+    points = []
+    for site, variant in study.cells():
+        values = _values(study, store, site, variant)
+        for loss in metric.losses:
+            l0, value = values.get("l0"), values.get(loss)
+            if l0 is None or value is None:
+                continue
+            seed = variant.sae.get("seed", 0)
+            points.append(FrontierPoint(_family(variant), site, loss, l0, value, seed))
+    return list(metric.compare(points))
 
 
 def _family(variant: Variant) -> str:

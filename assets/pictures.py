@@ -11,7 +11,8 @@ def curve_markdown(curves: Path) -> str:
     """Training curves of one SAE as a picture inside markdown."""
     import polars as pl
 
-    from sae_lib.report.plots import small_curves, to_png
+    from sae_lib.report.theme import to_png
+    from sae_lib.report.thumbnails import small_curves
 
     frame = pl.read_parquet(curves).filter(pl.col("name").is_in(CURVES))
     if frame.is_empty():
@@ -24,7 +25,7 @@ def latents_markdown(folder: Path) -> str:
     """A sample of latents with label, density and their strongest example."""
     import polars as pl
 
-    latents = pl.read_parquet(folder / "latent_statistics.parquet").filter(pl.col("density") > 0)
+    latents = pl.read_parquet(folder / "latents.parquet").filter(pl.col("density") > 0)
     examples = pl.read_parquet(folder / "examples.parquet").filter(pl.col("rank") == 0)
     shown = (
         latents.join(examples, on="latent", how="left", suffix="_example")

@@ -17,9 +17,15 @@ def build_rows(
     store: Store,
     cells: Sequence[tuple[str, Variant]],
     compute: ForSite,
-    tables: Sequence[str],
+    files: Mapping[str, str],
+    lands: Sequence[str],
 ) -> int:
-    """Build and land the rows of ``cells``; how many cells had to be computed."""
+    """Build and land the rows of ``cells``; how many cells had to be computed.
+
+    ``files`` maps the name of each file in the artefact to the table whose columns it has;
+    ``lands`` names those that go into the warehouse. ``notes`` beside the rows are sentences for
+    the manifest.
+    """
     missing = [
         (site, variant)
         for site, variant in cells
@@ -35,11 +41,13 @@ def build_rows(
                 "tokens": study.tokens.hash,
             }
             with store.artifacts.build(identity, parents=parents, device=store.device) as space:
-                rows = {table: found[variant.id].get(table, []) for table in tables}
-                save_rows(space.path, rows)
-                space.facts.update({table: len(content) for table, content in rows.items()})
+                for name, table in files.items():
+                    rows = found[variant.id].get(name, [])
+                    save_rows(space.path / f"{name}.parquet", table, rows)
+                    space.facts[name] = len(rows)
+                space.facts["notes"] = list(found[variant.id].get("notes", []))
     for site, variant in cells:
         identity = study.measured(stage, site, variant)
         if not store.has_landed(study, stage, site, variant.id, identity):
-            store.land(study, stage, site, variant, identity, tables)
+            store.land(study, stage, site, variant, identity, lands)
     return len(missing)

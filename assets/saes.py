@@ -9,12 +9,14 @@ from typing import Any
 import dagster as dg
 
 from assets.activations import activations_key, harvest_sites
-from assets.grid import Outline, cell_key, cells_of, grid
+from assets.corpora import token_split
+from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.pictures import curve_markdown
 from assets.progress import progress
 from assets.store import Store, language_model, save_rows
 from assets.study import Study, Variant, by_site
+from sae_lib.artifacts import package_versions, peak_memory_bytes
 
 FINITE = "loss_is_finite"
 FEW_DEAD = "few_dead_latents"
@@ -24,6 +26,9 @@ TARGET_TOLERANCE = 0.25
 """Relative; an L0 measured on the last training batches scatters by a few per cent."""
 
 TABLES = ("saes", "curves")
+
+BLOCK_TOKENS = 1 << 18
+"""Rows among which batches are shuffled; two such blocks are in memory at a time."""
 
 
 def saes_key(experiment: str) -> dg.AssetKey:
@@ -35,7 +40,7 @@ def saes_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefiniti
 
     @dg.asset(
         key=key,
-        group_name=outline.name,
+        group_name=group(outline, "training"),
         kinds={"torch", "safetensors"},
         tags={"stage": "saes"},
         partitions_def=grid(outline),
@@ -155,7 +160,7 @@ def _train_together(
     from sae_lib.saes.files import save_sae
     from sae_lib.training.loop import fit
 
-    batches = _batches(study, store, site, variants)
+    batches = _batches(study, store, site, variants, log)
     with ExitStack() as stack:
         spaces, trainees = {}, []
         for variant in variants:
@@ -198,9 +203,15 @@ def _train_together(
                 "d_in": fitted.coder.d_in,
                 "d_sae": fitted.coder.d_sae,
                 "path": str(store.artifacts.path(study.sae(site, study.variant(fitted.name)))),
+                "objective": study.variant(fitted.name).objective["kind"],
+                "reason": None if fitted.status == "complete" else "the loss was not finite",
+                "device": store.device,
+                "peak_memory_bytes": peak_memory_bytes(),
+                "packages": package_versions(),
                 **{key: facts[key] for key in ("train", "status", "steps", "tokens", "seconds")},
             }
-            save_rows(space.path, {"saes": [row], "curves": fitted.curves})
+            save_rows(space.path / "saes.parquet", "saes", [row])
+            save_rows(space.path / "curves.parquet", "curves", fitted.curves)
             space.facts.update(facts)
             shutil.rmtree(space.path / "checkpoint", ignore_errors=True)
 
@@ -228,25 +239,48 @@ def _trainee(
     )
 
 
-def _batches(study: Study, store: Store, site: str, variants: Sequence[Variant]) -> Any:
-    from sae_lib.activations.batches import StoredBatches, StreamedBatches
-    from sae_lib.activations.tokens import Tokens
+def _batches(
+    study: Study, store: Store, site: str, variants: Sequence[Variant], log: Callable[[str], None]
+) -> Any:
+    from sae_lib.activations.batches import StoredBatches
+    from sae_lib.activations.order import Order
+    from sae_lib.activations.store import ActivationStore
 
     train = variants[0].train
-    split = Tokens.open(store.artifacts.path(study.tokens)).split("train")
     if study.activations.store == "stream":
-        return StreamedBatches(
-            language_model(study, store),
-            split,
-            [site],
-            batch_tokens=train.batch_tokens,
-            seed=train.seed,
-            batch_contexts=study.activations.batch_contexts,
-            dtype=study.activations.dtype,
-        )
-    return StoredBatches(
-        {site: store.artifacts.path(study.harvested(site))},
-        split,
-        batch_tokens=train.batch_tokens,
+        return streamed(study, store, site, log, batch_tokens=train.batch_tokens, seed=train.seed)
+    harvested = ActivationStore.open(store.artifacts.path(study.harvested(site)))
+    order = Order(
+        harvested.kept_per_context,
         seed=train.seed,
+        block_tokens=BLOCK_TOKENS,
+        batch_tokens=train.batch_tokens,
+    )
+    return StoredBatches(harvested, [site], order, device=store.device)
+
+
+def streamed(
+    study: Study,
+    store: Store,
+    site: str,
+    log: Callable[[str], None],
+    *,
+    batch_tokens: int,
+    seed: int,
+) -> Any:
+    """Batches that are computed from the model when they are needed."""
+    from sae_lib.activations.batches import StreamedBatches
+    from sae_lib.activations.order import Order
+
+    split = token_split(study, store, log, "train")
+    order = Order(
+        split.kept_per_context, seed=seed, block_tokens=BLOCK_TOKENS, batch_tokens=batch_tokens
+    )
+    return StreamedBatches(
+        language_model(study, store),
+        split,
+        [site],
+        order,
+        batch_contexts=study.activations.batch_contexts,
+        dtype=study.activations.dtype,
     )

@@ -1,7 +1,8 @@
 """Where everything lives: one resource, and the landing of rows in the warehouse."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import dagster as dg
 from assets.study import Study, Variant
 from sae_lib.artifacts import ArtifactStore, Identity, write_atomically
 
-EVERYTHING = "all"
+EVERYTHING = ""
 """Site and variant of rows that are about a whole experiment."""
 
 
@@ -40,10 +41,17 @@ class Store(dg.ConfigurableResource):
         return self.root / "reports" / f"{experiment}.html"
 
     def ledger(self, experiment: str, site: str, variant: str, stage: str) -> Path:
-        from sae_lib.warehouse.write import encode_key
+        from sae_lib.warehouse.write import encode_value
 
-        keys = [encode_key(part) for part in (experiment, site, variant)]
-        return self.warehouse / ".landed" / Path(*keys) / f"{stage}.json"
+        cell = "|".join(encode_value(part) for part in (experiment, site, variant))
+        return self.warehouse / ".landed" / encode_value(cell) / f"{stage}.json"
+
+    def has_rows_of(self, experiment: str) -> bool:
+        """Whether anything of ``experiment`` was ever put into the warehouse."""
+        from sae_lib.warehouse.write import encode_value
+
+        start = encode_value(encode_value(experiment) + "|")
+        return any((self.warehouse / ".landed").glob(f"{start}*"))
 
     def has_landed(
         self, study: Study, stage: str, site: str, variant: str, identity: Identity
@@ -64,7 +72,8 @@ class Store(dg.ConfigurableResource):
         tables: Sequence[str],
     ) -> None:
         """Put the rows of an artefact into the warehouse under this experiment's partition."""
-        from sae_lib.warehouse.write import Provenance, land_file
+        from sae_lib.warehouse.landing import land_table
+        from sae_lib.warehouse.write import Provenance
 
         variant_id = variant.id if variant else EVERYTHING
         manifest = self.artifacts.manifest(identity)
@@ -74,24 +83,23 @@ class Store(dg.ConfigurableResource):
             model=study.model_name,
             model_fingerprint=study.model_fingerprint,
             seed=variant.sae.get("seed") if variant else None,
-            created_at=manifest["created_at"],
+            created_at=datetime.fromisoformat(manifest["created_at"]),
         )
         partition = {"experiment": study.name, "site": site, "variant": variant_id}
         for table in tables:
             file = self.artifacts.path(identity) / f"{table}.parquet"
-            land_file(self.warehouse, table, partition, file, provenance)
+            land_table(self.warehouse, table, partition, file, provenance)
         write_atomically(
             self.ledger(study.name, site, variant_id, stage),
             json.dumps({"artifact": identity.hash, "created_at": manifest["created_at"]}) + "\n",
         )
 
 
-def save_rows(folder: Path, rows: Mapping[str, Sequence[Any]]) -> None:
-    """One Parquet file per table, of the table's own columns."""
-    from sae_lib.warehouse.write import save_table
+def save_rows(path: Path, table: str, rows: Sequence[Any]) -> None:
+    """One Parquet file with the own columns of ``table``."""
+    from sae_lib.warehouse.landing import save_table
 
-    for table, content in rows.items():
-        save_table(folder / f"{table}.parquet", table, content)
+    save_table(path, table, rows)
 
 
 _loaded: dict[str, Any] = {}
@@ -100,7 +108,7 @@ _loaded: dict[str, Any] = {}
 
 def language_model(study: Study, store: Store) -> Any:
     """The study's model, loaded once per process."""
-    from sae_lib.models import load_model
+    from sae_lib.models.language_model import load_model
 
     key = f"{study.model_fingerprint}-{study.model.dtype}-{store.device}"
     if key not in _loaded:

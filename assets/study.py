@@ -4,6 +4,7 @@ Identities need only configs and fingerprints, so the whole plan of an experimen
 what is missing - is known before anything is computed.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,9 +78,10 @@ class Study:
     activations: ActivationsConfig
     sites: tuple[str, ...]
     variants: tuple[Variant, ...]
-    evaluate: tuple[Config, ...]
-    explain: tuple[Config, ...]
-    apply: tuple[Config, ...]
+    evaluate: tuple[Any, ...]
+    explain: tuple[Any, ...]
+    explain_tokens: int
+    apply: tuple[Any, ...]
     memo: Path | None = field(default=None, compare=False)
     """Where fingerprints of unchanged folders are remembered."""
 
@@ -138,7 +140,7 @@ class Study:
         known = site_width(self.info, site)
         if known is not None:
             return known
-        from sae_lib.models import load_model
+        from sae_lib.models.language_model import load_model
 
         return load_model(self.model, relative_to=self.base).width(site)
 
@@ -174,15 +176,18 @@ class Study:
             "tokens": self.tokens.hash,
             "asked": [config.model_dump(mode="json") for config in asked[stage]],
         }
+        if stage == "explanations":
+            content["explain_tokens"] = self.explain_tokens
         if stage == "applications":
             content["data"] = [self._data_fingerprint(config) for config in self.apply]
         return Identity(stage, f"{slug(site)}-{slug(variant.id)}", content)
 
-    def _data_fingerprint(self, config: Config) -> str:
-        """Labelled files an application reads, by content."""
-        from sae_lib.apply import data_fingerprint
-
-        return data_fingerprint(config, self.base)
+    def _data_fingerprint(self, config: Any) -> list[str]:
+        """Content of the labelled files that an application reads."""
+        files = [self.base / getattr(task, "id", task) for task in getattr(config, "tasks", ())]
+        return [
+            hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files if file.is_file()
+        ]
 
     @cached_property
     def frontier(self) -> Identity:
@@ -194,6 +199,31 @@ class Study:
         return Identity(
             "frontier", self.name, {"code": CODE_VERSIONS["frontier"], "cells": sorted(cells)}
         )
+
+    def asked(self) -> dict[str, Any]:
+        """The experiment with everything that was left open filled in, as a JSON object."""
+        return {
+            "name": self.name,
+            "model": {**self.model.model_dump(), "fingerprint": self.model_fingerprint},
+            "corpus": self.corpus.model_dump(),
+            "activations": self.activations.model_dump(),
+            "sites": dict(self._widths),
+            "saes": [
+                {
+                    "variant": variant.id,
+                    "sae": dict(variant.sae),
+                    "objective": dict(variant.objective),
+                    "train": self.resolved_train(variant, self._widths[self.sites[0]]).model_dump(
+                        mode="json"
+                    ),
+                }
+                for variant in self.variants
+            ],
+            "evaluate": [config.model_dump(mode="json") for config in self.evaluate],
+            "explain": [config.model_dump(mode="json") for config in self.explain],
+            "explain_tokens": self.explain_tokens,
+            "apply": [config.model_dump(mode="json") for config in self.apply],
+        }
 
     def cells(self) -> list[tuple[str, Variant]]:
         """Every (site, variant) of the grid."""

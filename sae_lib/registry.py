@@ -19,7 +19,9 @@ class Registry(Generic[Item]):
 
     def add(self, name: str, item: Item) -> Item:
         if name in self._items:
-            raise ValueError(f"two {self.what}s are called {name!r}: {self._items[name]} and {item}")
+            raise ValueError(
+                f"two {self.what}s are called {name!r}: {self._items[name]} and {item}"
+            )
         self._items[name] = item
         return item
 

@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node]:
     except UnicodeDecodeError as error:
         raise BadInput("this is not a text file in UTF-8.", file=path) from error
     try:
-        content = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader with one check more)
+        content = yaml.load(text, _Loader)
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

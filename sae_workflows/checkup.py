@@ -22,12 +22,15 @@ class Finding(NamedTuple):
     detail: str
 
 
-def checkup(home: Path) -> list[Finding]:
-    """Installation, machine, model, store and database, in that order."""
+def checkup(home: Path, *, checksums: bool = False) -> list[Finding]:
+    """Installation, machine, model, store and database, in that order.
+
+    With ``checksums`` every stored token and activation is read and compared, which takes a while.
+    """
     findings = [_package(name) for name in ("torch", "transformers", "dagster", "duckdb", "polars")]
     findings += [_torchvision(), _device(), _disk(home), _bundled_model()]
     findings += [*_experiments(home), *_store(home), _database(home)]
-    return findings
+    return findings + (_checksums(home) if checksums else [])
 
 
 def _package(name: str) -> Finding:
@@ -63,8 +66,8 @@ def _disk(home: Path) -> Finding:
 
 
 def _bundled_model() -> Finding:
-    from sae_lib.models import load_model
     from sae_lib.models.config import ModelConfig
+    from sae_lib.models.language_model import load_model
 
     try:
         model = load_model(ModelConfig(id="world"))
@@ -99,6 +102,23 @@ def _store(home: Path) -> list[Finding]:
     return [Finding("store", "fine", f"{count} artefacts in {home}"), *findings]
 
 
+def _checksums(home: Path) -> list[Finding]:
+    """Stored tokens and activations whose bytes are not those that were written."""
+    from sae_lib.activations.store import ActivationStore
+    from sae_lib.activations.tokens import Tokens
+
+    store = ArtifactStore(home)
+    findings, count = [], 0
+    for kind, opener in (("tokens", Tokens.open), ("activations", ActivationStore.open)):
+        for manifest in store.manifests(kind):
+            count += 1
+            try:
+                opener(Path(manifest["path"])).verify()
+            except SaeError as error:
+                findings.append(Finding(f"artefacts/{kind}", "wrong", str(error)))
+    return [Finding("checksums", "fine", f"{count} artefacts compared"), *findings]
+
+
 def _database(home: Path) -> Finding:
     from sae_lib.warehouse.publish import is_stale
     from sae_lib.warehouse.query import query
@@ -110,7 +130,9 @@ def _database(home: Path) -> Finding:
         saes = query(database, "select count(*) as n from saes").item()
     except SaeError as error:
         return Finding("database", "wrong", str(error))
-    state = "older than the results; `sae sql` updates it" if is_stale(
-        home / "warehouse", database
-    ) else "up to date"
+    state = (
+        "older than the results; `sae sql` updates it"
+        if is_stale(home / "warehouse", database)
+        else "up to date"
+    )
     return Finding("database", "fine", f"{saes} SAEs, {state}")

@@ -31,6 +31,14 @@ app.add_typer(world_app, name="world")
 out = Console()
 err = Console(stderr=True)
 
+LEADERS = """
+select site, variant, round(l0, 1) as l0, fvu, delta_lm_loss, loss_recovered, dead_share
+from leaderboard where experiment = ? order by site, variant
+"""
+
+NARROWEST_COLUMN = 7
+"""Characters; a table with narrower columns cannot be read."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Home = Annotated[
     Path | None,
@@ -60,21 +68,21 @@ class Listed(StrEnum):
 def main() -> None:
     """Entry point: an error a user can fix is one paragraph and exit code 2."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # the code of typer.Exit comes back as a value
     except SaeError as error:
         err.print(Panel(Text(str(error)), title="cannot go on", title_align="left", style="red"))
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         err.print("Stopped. What was finished is kept; run the same command to go on.")
         sys.exit(130)
-    except Exception as error:
-        # typer raises its own copies of click's exceptions in this mode
+    except Exception as error:  # typer raises its own copies of click's exceptions in this mode
         if hasattr(error, "format_message") and hasattr(error, "show"):
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
             sys.exit(EXIT_BAD_INPUT)
         if type(error).__name__ == "Abort":
             sys.exit(1)
         raise
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def home_of(given: Path | None) -> Path:
@@ -89,6 +97,9 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -
     if not rows:
         out.print(f"{title}: none.")
         return
+    if len(rows[0]) * NARROWEST_COLUMN > out.width:
+        _show_records(rows, title)
+        return
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in rows[0]:
         is_number = all(isinstance(row[column], int | float | None) for row in rows)
@@ -96,6 +107,17 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     out.print(table)
+
+
+def _show_records(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Rows one below the other, where the terminal is too narrow for their columns."""
+    if title:
+        out.print(Text(title, style="bold"))
+    width = max(map(len, rows[0]))
+    for row in rows:
+        out.rule(style="dim")
+        for column, value in row.items():
+            out.print(Text(f"{column:>{width}}  ", style="dim") + Text(_cell(value)))
 
 
 def _cell(value: object) -> str:
@@ -140,9 +162,7 @@ def run(experiment: Experiment, home: Home = None, device: Device = "cpu", as_js
 def _show_leaders(database: Path, experiment: str) -> None:
     from sae_lib.warehouse.query import query
 
-    leaders = query(
-        database, "select * exclude (experiment) from leaderboard where experiment = ?", [experiment]
-    )
+    leaders = query(database, LEADERS, [experiment])
     show_rows(leaders.to_dicts(), title="leaderboard", as_json=False)
 
 
@@ -259,11 +279,17 @@ def home_(
 
 
 @app.command()
-def doctor(home: Home = None, as_json: AsJson = False):
+def doctor(
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Read and compare all stored tensors as well.")
+    ] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+):
     """Check the installation, the machine and the store; exit code 1 when something is wrong."""
     from sae_workflows.checkup import checkup
 
-    rows = checkup(home_of(home))
+    rows = checkup(home_of(home), checksums=checksums)
     show_rows([row._asdict() for row in rows], title="doctor", as_json=as_json)
     if any(row.verdict == "wrong" for row in rows):
         raise typer.Exit(1)
@@ -278,7 +304,16 @@ def world_sample(
     """Documents of the world, with the concepts that are active in them."""
     from sae_workflows.world import sample_rows
 
-    show_rows(sample_rows(documents, seed), title="documents", as_json=as_json)
+    rows = sample_rows(documents, seed)
+    if as_json:
+        show_rows(rows, title="documents", as_json=True)
+        return
+    for row in rows:
+        labels = Text(f" {row['labels']}", style="dim")
+        out.print(Text(f"{row['document']} {row['kind']}", style="bold") + labels)
+        out.print(Text(row["text"]))
+        out.print(Text(", ".join(row["concepts"]), style="cyan"))
+        out.print()
 
 
 @world_app.command("concepts")

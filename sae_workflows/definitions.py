@@ -21,8 +21,6 @@ from assets.store import Store
 from assets.study import Study
 from sae_workflows.home import memo_file, outlines, sae_home
 
-warnings.filterwarnings("ignore", category=dg.BetaWarning)
-
 FAMILY = (tokens_asset, activations_asset, saes_asset, metrics_asset, frontier_asset, report_asset)
 
 
@@ -43,7 +41,7 @@ def family(outline: Outline, load: Callable[[], Study]) -> list[dg.AssetsDefinit
     return [make(outline, load) for make in makers]
 
 
-def grid_job(outline: Outline) -> dg.UnresolvedAssetJobDefinition:
+def grid_job(outline: Outline):  # the type of such a job is not public
     """Train, measure, explain and apply any part of one experiment's grid."""
     keys = [saes_key(outline.name), metrics_key(outline.name)]
     keys += [explanations_key(outline.name)] if outline.explains else []
@@ -55,22 +53,23 @@ def grid_job(outline: Outline) -> dg.UnresolvedAssetJobDefinition:
     )
 
 
-def build(
-    experiments: Sequence[Outline], home: Path, *, device: str = "cpu"
-) -> dg.Definitions:
+def build(experiments: Sequence[Outline], home: Path, *, device: str = "cpu") -> dg.Definitions:
     """Definitions of ``experiments``; everything they make goes under ``home``."""
     loads = {outline.name: partial(study_of, outline, home) for outline in experiments}
     models = {outline.model: loads[outline.name] for outline in experiments}
-    assets = [model_source(name, load) for name, load in models.items()]
-    for outline in experiments:
-        assets += family(outline, loads[outline.name])
-    jobs = [grid_job(outline) for outline in experiments]
-    return dg.Definitions(
-        assets=[*assets, database_asset(experiments)] if experiments else [],
-        jobs=jobs,
-        resources={"store": Store(home=str(home), device=device)},
-        executor=dg.in_process_executor,
-    )
+    with warnings.catch_warnings():  # backfill policies are beta: that is known, and pinned
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        assets = [model_source(name, load) for name, load in models.items()]
+        for outline in experiments:
+            assets += family(outline, loads[outline.name])
+        if experiments:
+            assets.append(database_asset(experiments, loads))
+        return dg.Definitions(
+            assets=assets,
+            jobs=[grid_job(outline) for outline in experiments],
+            resources={"store": Store(home=str(home), device=device)},
+            executor=dg.in_process_executor,
+        )
 
 
 @dg.definitions

@@ -6,7 +6,7 @@ be right.
 
 import itertools
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from assets.study import ActivationsConfig, Study, Variant, slug
 from sae_lib.activations.corpus import CorpusConfig, check_corpus
+from sae_lib.activations.tokens import check_tokens
 from sae_lib.apply import APPLICATIONS
 from sae_lib.config import Config
 from sae_lib.errors import BadInput, MissingFile, SaeError, nearest
@@ -26,7 +27,7 @@ from sae_lib.models.sites import check_site
 from sae_lib.registry import Registry
 from sae_lib.saes import VARIANTS, SaeConfig
 from sae_lib.training.config import TrainConfig
-from sae_lib.training.objectives import OBJECTIVES
+from sae_lib.training.objectives import OBJECTIVES, ObjectiveConfig
 from sae_workflows._yaml import dotted, line_of, read_yaml
 
 BUNDLED = Path(__file__).parent / "experiments"
@@ -51,10 +52,10 @@ class ExperimentFile(Config):
     corpus: CorpusConfig
     """The text: bundled name, hub dataset, or local txt/jsonl/parquet."""
 
-    sites: list[str] = Field(min_length=1)
+    sites: tuple[str, ...] = Field(min_length=1)
     """Where activations are read: ``resid_post.2``, ``mlp_out.0``, ``module:model.norm``, ..."""
 
-    saes: list[dict[str, Any]] = Field(min_length=1)
+    saes: tuple[dict[str, Any], ...] = Field(min_length=1)
     """The SAEs. A list in place of a value spans a grid; every SAE is trained at every site."""
 
     train: dict[str, Any] = Field(default_factory=dict)
@@ -64,13 +65,16 @@ class ExperimentFile(Config):
     activations: ActivationsConfig = ActivationsConfig()
     """How activations reach training."""
 
-    evaluate: list[Member] = ["reconstruction", "model_loss", "sparsity", "frontier"]
+    evaluate: tuple[Member, ...] = ("reconstruction", "model_loss", "sparsity", "frontier")
     """Metrics, by name or as a mapping with their settings."""
 
-    explain: list[Member] = []
+    explain: tuple[Member, ...] = ()
     """Explanation methods."""
 
-    apply: list[Member] = []
+    explain_tokens: int = Field(default=400_000, gt=0)
+    """Training tokens that explanations look for examples in; fewer where there are fewer."""
+
+    apply: tuple[Member, ...] = ()
     """Applications."""
 
 
@@ -93,12 +97,12 @@ class Reader:
         try:
             return kind.model_validate(raw)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
+            found = error.errors(include_url=False)
+            # a misspelt key is also a missing one; the misspelling is what helps
+            first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
             raise self.fault(*self._describe(kind, first, path)) from error
 
-    def _describe(
-        self, kind: type[Config], error: Any, path: Path_
-    ) -> tuple[str, Path_, object]:
+    def _describe(self, kind: type[Config], error: Any, path: Path_) -> tuple[str, Path_, object]:
         location = tuple(p for p in error["loc"] if isinstance(p, int) or p in _part_names(kind))
         if error["type"] == "extra_forbidden":
             *parents, key = error["loc"]
@@ -153,17 +157,15 @@ def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
     _check_sites(reader, said, info)
     try:
         check_corpus(said.corpus, base)
+        check_tokens(said.corpus, info)
     except SaeError as error:
         raise _placed(reader, error, ("corpus", "id"), said.corpus.id) from error
-    if said.corpus.context > info.max_context:
-        problem = f"{said.model.id} takes contexts of at most {info.max_context} tokens."
-        raise reader.fault(problem, ("corpus", "context"), said.corpus.context)
     evaluate = _members(reader, METRICS, "name", said.evaluate, "evaluate")
     explain = _members(reader, EXPLAINERS, "method", said.explain, "explain")
     apply = _members(reader, APPLICATIONS, "kind", said.apply, "apply")
-    for stage, members in (("explain", explain), ("apply", apply)):
-        for index, member in enumerate(members):
-            _check_needs(reader, member, info, said.model.id, (stage, index))
+    for index, member in enumerate(apply):
+        if "lm_head" in member.needs:
+            _check_predicts(reader, member.kind, info, said.model.id, ("apply", index))
     return Study(
         name=said.name,
         description=said.description,
@@ -176,6 +178,7 @@ def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
         variants=tuple(_variants(reader, said, info)),
         evaluate=evaluate,
         explain=explain,
+        explain_tokens=said.explain_tokens,
         apply=apply,
         memo=memo,
     )
@@ -220,9 +223,9 @@ def _check_sites(reader: Reader, said: ExperimentFile, info: ModelInfo) -> None:
 
 def _members(
     reader: Reader, registry: Registry[Any], tag: str, said: Sequence[Member], stage: str
-) -> tuple[Config, ...]:
+) -> tuple[Any, ...]:
     """Members of a registry, given by name or as a mapping that holds the name under ``tag``."""
-    members: list[Config] = []
+    members: list[Any] = []
     for index, one in enumerate(said):
         raw: Mapping[str, Any] = {tag: one} if isinstance(one, str) else one
         name = raw.get(tag)
@@ -243,15 +246,12 @@ def _members(
     return tuple(members)
 
 
-def _check_needs(
-    reader: Reader, member: Config, info: ModelInfo, model: str, path: Path_
-) -> None:
+def _check_predicts(reader: Reader, what: str, info: ModelInfo, model: str, path: Path_) -> None:
     """Refuse what has no meaning on a model that predicts no tokens."""
-    if getattr(member, "needs_lm_head", False) and not info.has_lm_head:
-        name = getattr(member, "kind", None) or getattr(member, "method", None)
+    if not info.has_lm_head:
         problem = (
-            f"{name} needs a model that predicts tokens, and {model} ({info.model_type}) is an "
-            "encoder without a language-model head. Leave it out, or name a causal model."
+            f"{what} needs a model that predicts tokens, and {model} ({info.model_type}) has no "
+            "language-model head. Leave it out, or name a causal model."
         )
         raise reader.fault(problem, path)
 
@@ -299,9 +299,15 @@ def _grid(
     for point in itertools.product(*axes):
         raw = dict(zip(fields, point, strict=True))
         sae = reader.parse(config, {**raw, "d_in": 1}, path)
+        try:
+            objective.check(sae)
+        except SaeError as error:
+            problem = error.problem if isinstance(error, BadInput) else str(error)
+            raise reader.fault(problem, (*path, "objective")) from error
         yield Variant(
-            id=_variant_id(sae, objective, own),
-            sae={key: value for key, value in sae.model_dump().items() if key != "d_in"},
+            id=_variant_id(sae, fields.keys(), objective, own),
+            # what follows from the width of a site is left open here
+            sae={key: sae.model_dump()[key] for key in sorted({"kind", "d_sae", "seed", *fields})},
             objective=objective.model_dump(),
             train=train,
         )
@@ -329,7 +335,7 @@ def _takes_a_sequence(annotation: object) -> bool:
 
 def _objective(
     reader: Reader, said: object, info: ModelInfo, model: str, path: Path_
-) -> Config:
+) -> ObjectiveConfig:
     here = (*path, "objective")
     if isinstance(said, str):
         said = {"kind": said}
@@ -341,31 +347,35 @@ def _objective(
         )
         raise reader.fault(problem, here, kind)
     objective = reader.parse(OBJECTIVES[said["kind"]], said, here)
-    _check_needs(reader, objective, info, model, here)
+    if objective.needs_model:
+        _check_predicts(reader, f"the objective {objective.kind}", info, model, here)
     return objective
 
 
-def _variant_id(sae: SaeConfig, objective: Config, train: Mapping[str, Any]) -> str:
+def _variant_id(
+    sae: SaeConfig, given: Collection[str], objective: ObjectiveConfig, train: Mapping[str, Any]
+) -> str:
     """Readable and unique: kind, width, dials, whatever differs from the defaults, seed."""
     values = sae.model_dump()
     parts = [sae.kind, f"w{sae.d_sae}"]
     parts += [
         f"{_short(dial)}{_text(values[dial])}" for dial in sae.dials if values[dial] is not None
     ]
-    plain = {"kind", "d_in", "d_sae", "seed", *sae.dials}
-    parts += _differences(sae, skip=plain)
-    kind = getattr(objective, "kind", "plain")
-    if kind != "plain":
-        parts += [slug(str(kind)), *_differences(objective, skip={"kind"})]
+    parts += _differences(sae, set(given) - {"kind", "d_sae", "seed", *sae.dials})
+    if objective.kind != "plain":
+        parts += [
+            slug(objective.kind),
+            *_differences(objective, set(type(objective).model_fields) - {"kind"}),
+        ]
     parts += [f"{_short(key)}{_text(train[key])}" for key in sorted(train)]
     return "-".join([*parts, f"s{sae.seed}"])
 
 
-def _differences(config: Config, *, skip: set[str]) -> list[str]:
+def _differences(config: Config, names: Collection[str]) -> list[str]:
     return [
         f"{_short(name)}{_text(getattr(config, name))}"
         for name, field in type(config).model_fields.items()
-        if name not in skip and getattr(config, name) != field.default
+        if name in names and getattr(config, name) != field.default
     ]
 
 

@@ -1,6 +1,7 @@
 """The same graph in one process: what is missing is run, what exists is left alone."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -83,9 +84,7 @@ def next_work(study: Study, store: Store, stage: str) -> Work | None:
         (site, variant.id)
         for site, variant in study.cells()
         if not artifacts.exists(study.cell(kind, site, variant))
-        or not store.has_landed(
-            study, stage, site, variant.id, study.cell(kind, site, variant)
-        )
+        or not store.has_landed(study, stage, site, variant.id, study.cell(kind, site, variant))
     ]
     if not cells:
         return None
@@ -194,14 +193,16 @@ def _execute(
         tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     try:
-        job.execute_in_process(
-            instance=instance,
-            asset_selection=list(keys),
-            tags=tags,
-            run_config=quiet,
-            raise_on_error=True,
-        )
-    except Exception as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            job.execute_in_process(
+                instance=instance,
+                asset_selection=list(keys),
+                tags=tags,
+                run_config=quiet,
+                raise_on_error=True,
+            )
+    except Exception as error:  # the orchestrator wraps what a step raises, in several ways
         cause = _users_error(error)
         if cause is None:
             raise
@@ -210,8 +211,10 @@ def _execute(
 
 def _users_error(error: BaseException | None) -> SaeError | None:
     """The `SaeError` at the bottom of what the orchestrator raised, if there is one."""
-    while error is not None:
+    seen: set[int] = set()  # the chain may run in a circle
+    while error is not None and id(error) not in seen:
         if isinstance(error, SaeError):
             return error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None

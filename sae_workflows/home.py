@@ -99,9 +99,7 @@ def outlines(home: Path) -> tuple[list[Outline], dict[str, str]]:
             known[key] = outline_of(study)._asdict()
         fresh[key] = known[key]
         outline = Outline(**known[key])
-        outline = outline._replace(
-            sites=tuple(outline.sites), variants=tuple(outline.variants)
-        )
+        outline = outline._replace(sites=tuple(outline.sites), variants=tuple(outline.variants))
         if any(outline.name == other.name for other in found):
             broken[str(file)] = f"another experiment is called {outline.name!r} already."
             continue

@@ -64,7 +64,7 @@ def _metrics() -> list[Row]:
             "value": definition.name,
             "definition": definition.definition,
             "version": definition.version,
-            "range": definition.range,
+            "meaning": definition.text,
             "better": definition.better,
         }
         for name, member in registries()["metrics"].items()
@@ -192,25 +192,10 @@ def _experiment(file: Path, home: Path) -> Row:
 
     study = load_experiment(file, memo=memo_file(home))
     return {
-        "name": study.name,
         "description": study.description,
         "file": str(file),
-        "model": {**study.model.model_dump(), "fingerprint": study.model_fingerprint},
-        "corpus": study.corpus.model_dump(),
-        "activations": study.activations.model_dump(),
-        "sites": {site: study.width(site) for site in study.sites},
-        "saes": [
-            {
-                "id": variant.id,
-                "sae": dict(variant.sae),
-                "objective": dict(variant.objective),
-                "train": study.resolved_train(variant, study.width(study.sites[0])).model_dump(),
-            }
-            for variant in study.variants
-        ],
-        "evaluate": [config.model_dump() for config in study.evaluate],
-        "explain": [config.model_dump() for config in study.explain],
-        "apply": [config.model_dump() for config in study.apply],
+        **study.asked(),
+        "trained": len(study.cells()) - len(study.missing(ArtifactStore(home), "sae")),
     }
 
 
