@@ -175,6 +175,9 @@ class ArtifactStore:
                 "status": "complete",
             }
             (working / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+            if self.exists(identity):  # another process was first; readers may hold its files
+                shutil.rmtree(working)
+                return
             if final.exists():  # a directory without a manifest: not an artefact, in the way
                 shutil.rmtree(final)
             working.replace(final)

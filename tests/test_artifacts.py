@@ -63,6 +63,17 @@ def test_a_stage_that_cannot_resume_starts_from_an_empty_folder(tmp_path: Path):
         assert list(space.path.iterdir()) == []
 
 
+def test_who_comes_second_leaves_the_finished_artefact_alone(tmp_path: Path):
+    store, one = ArtifactStore(tmp_path), identity(p=1)
+    with store.build(one) as space:
+        (space.path / "data").write_text("first")
+    before = (store.path(one) / "data").stat().st_ino
+    with store.build(one) as space:
+        (space.path / "data").write_text("second")
+    assert (store.path(one) / "data").stat().st_ino == before
+    assert not store.working_path(one).exists()
+
+
 def hold(root: Path, ready: "multiprocessing.synchronize.Event", done) -> None:
     with ArtifactStore(root).build(identity(p=1)):
         ready.set()
