@@ -149,7 +149,7 @@ def test_a_killed_run_finishes_with_the_same_numbers(finished, tmp_path: Path):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.005)
-        process.wait(120)
+        assert process.wait(120) == -signal.SIGKILL, f"it ended before {pattern} appeared"
     run(file, other)
     mine = weights(other)
     assert mine
