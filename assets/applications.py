@@ -76,7 +76,7 @@ def compute_applications(
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
         coders = {
-            variant.id: load_sae(store.artifacts.path(study.sae(site, variant)))
+            variant.id: load_sae(store.artifacts.path(study.sae(site, variant))).to(store.device)
             for variant in variants
         }
         bench = Bench(

@@ -95,7 +95,7 @@ def compute_explanations(
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
         coders = {
-            variant.id: load_sae(store.artifacts.path(study.sae(site, variant)))
+            variant.id: load_sae(store.artifacts.path(study.sae(site, variant))).to(store.device)
             for variant in variants
         }
         explained = explain_site(

@@ -103,7 +103,7 @@ def compute_metrics(
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
         split = token_split(study, store, log, "eval")
         coders = {
-            variant.id: load_sae(store.artifacts.path(study.sae(site, variant)))
+            variant.id: load_sae(store.artifacts.path(study.sae(site, variant))).to(store.device)
             for variant in variants
         }
         results = evaluate_site(
