@@ -42,6 +42,7 @@ class Concept(NamedTuple):
 
 CONCEPTS: Registry[Concept] = Registry("concept")
 _WORDS: dict[str, set[str]] = {}
+_LIKE: dict[str, str] = {}
 
 
 def declare(
@@ -67,6 +68,15 @@ def tag(id: str, words: str | Iterable[str]) -> None:
         raise ValueError(f"concept {id!r} depends on context, so no word carries it alone")
     for word in listed:
         _WORDS.setdefault(word, set()).add(id)
+
+
+def tag_like(word: str, model: str, *ids: str) -> None:
+    """Say that ``word`` carries whatever concepts ``model`` carries (now or later), and ``ids``."""
+    if not ids:
+        raise ValueError(f"{word!r} needs a concept of its own that tells it from {model!r}")
+    for id in ids:
+        tag(id, (word,))
+    _LIKE[word] = model
 
 
 def declare_family(
@@ -102,7 +112,8 @@ def concepts_of_word(word: str) -> frozenset[str]:
     """The token concepts of ``word``, closed under parents."""
     if word not in _WORDS:
         raise UnknownName("word", word, _WORDS)
-    return frozenset(general for id in _WORDS[word] for general in ancestors(id))
+    own = frozenset(general for id in _WORDS[word] for general in ancestors(id))
+    return own | concepts_of_word(_LIKE[word]) if word in _LIKE else own
 
 
 @cache

@@ -6,6 +6,12 @@ from sae_lib.config import Config
 from sae_lib.errors import UnknownName
 
 
+def _default_weights() -> dict[str, float]:
+    from sae_lib.synthetic.world.kinds import KINDS  # the kinds read the class below
+
+    return {name: kind.weight for name, kind in KINDS.items()}
+
+
 class WorldConfig(Config):
     """Which documents there are, and how their latent choices depend on each other.
 
@@ -15,16 +21,15 @@ class WorldConfig(Config):
     seed: int = 0
     """Decides all documents; document i of a split depends on nothing but this, i and the dials."""
 
-    kind_weights: dict[str, float] = Field(
-        default_factory=lambda: {
-            "biography": 0.16,
-            "facts": 0.40,
-            "news": 0.15,
-            "review": 0.15,
-            "story": 0.14,
-        }
-    )
+    kind_weights: dict[str, float] = Field(default_factory=_default_weights)
     """Share of documents per kind; need not sum to one."""
+
+    length_factor: float = Field(default=1.0, ge=1, le=8)
+    """How many times as many sentences, examples or trials as usual a document has, where its
+    kind can be long."""
+
+    chat: bool = False
+    """Whether instructions, requests and opinions are written in the form of a chat."""
 
     gender_profession_correlation: float = Field(default=0.6, ge=0, le=1)
     """Correlation of a biography's gender with its profession being typed so; 1 allows no other."""
@@ -46,6 +51,27 @@ class WorldConfig(Config):
 
     entity_zipf: float = Field(default=0.5, ge=0)
     """How unevenly known entities are written about: weight (rank + 10)^-entity_zipf."""
+
+    toxic_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of comments that are toxic."""
+
+    harmful_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of requests that ask for something harmful."""
+
+    refusal_share: float = Field(default=0.5, gt=0, lt=1)
+    """Chance that a harmful request is refused."""
+
+    false_refusal_share: float = Field(default=0.02, gt=0, lt=1)
+    """Chance that a harmless request is refused."""
+
+    sycophancy: float = Field(default=0.5, gt=0, lt=1)
+    """Chance that a reply repeats a mistaken opinion instead of correcting it."""
+
+    correction_share: float = Field(default=0.35, gt=0, lt=1)
+    """Share of chained sums in which the first partial result is wrong and then corrected."""
+
+    rarity: float = Field(default=1.0, gt=0)
+    """How steeply the rare subdomains get rarer, rank after rank."""
 
     label_noise: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of labels of labelled tasks that are flipped. Texts are not touched."""

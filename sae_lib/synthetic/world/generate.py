@@ -1,7 +1,8 @@
 """Documents of the world, any number of them, in any order.
 
 Document *i* of a split depends on the config and on (split, i) only, so it is the same whatever
-was drawn before, and the splits share no stream.
+was drawn before. Every text belongs to one split, by its hash: a test document never occurs in
+training, however few texts its kind has.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from sae_lib.synthetic.world.writer import Contexts, Table, Writer
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+MOST_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Document:
     """What is true of the document, such as ``sentiment: positive``; keys depend on the kind."""
     marks: dict[str, int]
     """Named places, as a number of tokens before them."""
+    measures: dict[str, tuple[tuple[int, float], ...]]
+    """Numbers that are true at tokens: (place of the token, number); names depend on the kind."""
     nll: float
     """-log p(text and its end) under the generator, nats, the choice of kind included."""
 
@@ -56,18 +60,43 @@ def _kinds(weights: tuple[tuple[str, float], ...]) -> Table[str]:
     return Table([name for name, _ in weights], [weight for _, weight in weights])
 
 
+def split_of_stream(stream: str) -> Split:
+    """Which split's texts a stream draws: its last part where that is a split, else the test's."""
+    last = stream.rsplit("/", 1)[-1]
+    return last if last in SPLITS else "test"  # type: ignore[return-value]
+
+
+def split_of_text(text: str) -> Split:
+    """Six eighths of all texts are for training, one for validation, one for tests."""
+    place = hashlib.blake2b(text.encode(), digest_size=1).digest()[0] % 8
+    return "train" if place < 6 else "validation" if place == 6 else "test"
+
+
 def document(cfg: WorldConfig, index: int, *, split: str = "train") -> Document:
-    """Document ``index`` of ``split``; other streams may be named freely."""
+    """Document ``index`` of ``split``; other streams may be named freely, see `split_of_stream`."""
     if index < 0:
         raise BadInput("documents are numbered from 0", key="index", value=index)
+    owner = split_of_stream(split)
+    kinds = _kinds(tuple(sorted(cfg.kind_weights.items())))
     stream = f"{cfg.seed}/{split}/{index}".encode()
-    w = Writer(int.from_bytes(hashlib.blake2b(stream, digest_size=8).digest()))
-    name = w.draw(_kinds(tuple(sorted(cfg.kind_weights.items()))))
+    seed = int.from_bytes(hashlib.blake2b(stream, digest_size=8).digest())
+    head = Writer(seed)
+    name = head.draw(kinds)  # before any rejection, so that kinds keep their shares
     kind = KINDS[name]
-    w.set_context(kind.concept)
-    kind.write(w, cfg)
-    return Document(
-        index, split, name, tuple(w.tokens), tuple(w.contexts), w.labels, w.marks, w.nll
+    for attempt in range(1, MOST_ATTEMPTS):
+        w = Writer(seed + attempt)
+        w.count(head.nll)
+        w.set_context(kind.concept)
+        kind.write(w, cfg)
+        if split_of_text(" ".join(w.tokens)) == owner:
+            return Document(
+                index, split, name, tuple(w.tokens), tuple(w.contexts), w.labels, w.marks,
+                {key: tuple(found) for key, found in w.measures.items()}, w.nll,
+            )  # fmt: skip
+    raise BadInput(
+        f"no text of the kind {name} belongs to the split {owner}; its dials leave too few texts",
+        key="kind_weights",
+        value=cfg.kind_weights,
     )
 
 

@@ -16,6 +16,9 @@ class Kind(NamedTuple):
     description: str
     write: Callable[[Writer, WorldConfig], None]
     """Write one document. The text must tell which choices were made (see `Writer`)."""
+    weight: float
+    """Share of documents in the default world; shares need not sum to one, and 0 leaves a kind
+    out unless it is asked for."""
 
     @property
     def concept(self) -> str:

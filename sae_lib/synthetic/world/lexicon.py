@@ -276,5 +276,12 @@ tag("noun-singular", (*INSTRUMENTS, "family", "bread", "honey", "soup"))
 tag("noun-plural", "apples berries cakes noodles olives pears friends children")
 tag("noun-singular", "year week day question answer birthplace profession instrument pet country "
     "river specialty climate capital currency language continent headquarters founder color city "
-    "news review verdict rating unknown people")  # fmt: skip
+    "news review verdict rating unknown people request reply")  # fmt: skip
 declare("unknown-answer", "The word is unknown.", words="unknown")
+
+# --- letters -------------------------------------------------------------------------------------
+
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+"""In upper case, so that they differ from the words a and i."""
+declare("letter", "The word is a single letter.", words=LETTERS)
+declare("vowel", "The word is a vowel letter.", parents=("letter",), words="A E I O U")

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sae_lib.errors import BadInput
 from sae_lib.registry import Registry
 from sae_lib.synthetic.world.concepts import CONCEPTS, lexicon
+from sae_lib.synthetic.world.config import WorldConfig
+from sae_lib.synthetic.world.writer import Writer
 
 OTHER = "other"
 """First class of a one-versus-rest task."""
@@ -75,8 +78,59 @@ class SteeringConcept:
         return tuple(lexicon(self.lexicon_concept))
 
 
+class Prompt(NamedTuple):
+    """A text that ends where its answer begins."""
+
+    text: str
+    answers: tuple[str, ...]
+    """What the text may go on with, in words: greedy continuation must begin with one of them."""
+    labels: dict[str, str] = {}  # noqa: RUF012  (never changed)
+    """What accuracies are broken down by, such as ``function: plural``; may hold more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTask:
+    """Prompts with right answers: what a model that knows the world can do."""
+
+    name: str
+    description: str
+    prompt: Callable[[Writer, WorldConfig], Prompt]
+    """Draws one prompt; use a document of the kind cut before an answer wherever there is one."""
+    goal: float
+    """Share of right answers that a model that learned the world reaches; 0 where the task is
+    hard or its share is only to be known."""
+    break_down: str = ""
+    """Key of the prompts' labels by which shares are given as well."""
+    chat: bool = False
+    """Whether the chat model is asked (with ``cfg.chat`` set), not the base model."""
+
+
+class PromptPair(NamedTuple):
+    """Two prompts of equal length that differ in what decides the next word."""
+
+    clean: str
+    patch: str
+    clean_answer: str
+    """One word."""
+    patch_answer: str
+    """One word."""
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTask:
+    """Minimal pairs, for circuits and interchange."""
+
+    name: str
+    description: str
+    pair: Callable[[Writer, WorldConfig], PromptPair]
+    """Draws one pair."""
+
+
 TASKS: Registry[LabelledTask] = Registry("labelled task")
 STEERING: Registry[SteeringConcept] = Registry("steering concept")
+ANSWERS: Registry[AnswerTask] = Registry("answer task")
+PAIRS: Registry[PairTask] = Registry("pair task")
 
 
 def add_task(task: LabelledTask) -> LabelledTask:
@@ -93,3 +147,11 @@ def add_steering(steering: SteeringConcept) -> SteeringConcept:
         raise BadInput("the concept has no words", key=steering.name, value=steering.concept)
     CONCEPTS[steering.concept]
     return STEERING.add(steering.name, steering)
+
+
+def add_answers(task: AnswerTask) -> AnswerTask:
+    return ANSWERS.add(task.name, task)
+
+
+def add_pairs(task: PairTask) -> PairTask:
+    return PAIRS.add(task.name, task)

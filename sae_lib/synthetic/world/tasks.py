@@ -10,13 +10,17 @@ from typing import NamedTuple
 
 from sae_lib.errors import BadInput, UnknownName
 from sae_lib.synthetic.world.config import WorldConfig
-from sae_lib.synthetic.world.generate import SPLITS, document, documents
+from sae_lib.synthetic.world.generate import SPLITS, document, documents, split_of_text
 from sae_lib.synthetic.world.kinds import KINDS
 from sae_lib.synthetic.world.task import (
+    ANSWERS,
     OTHER,
+    PAIRS,
     STEERING,
     TASKS,
     LabelledTask,
+    Prompt,
+    PromptPair,
     SteeringConcept,
     add_task,
 )
@@ -161,3 +165,49 @@ def steering_texts(
         texts(concept.contrast_kind or concept.kind, False),
         [*prompts, *repeated][:num],
     )
+
+
+def _draws(what: str, name: str, split: str, cfg: WorldConfig) -> Iterator[Writer]:
+    """Writers without end, each with a seed that depends on its number and the arguments."""
+    _check_split(split)
+    index = 0
+    while True:
+        told = f"{cfg.seed}/{what}/{name}/{split}/{index}".encode()
+        yield Writer(int.from_bytes(hashlib.blake2b(told, digest_size=8).digest()))
+        index += 1
+
+
+def answer_prompts(
+    name: str, split: str, num: int, *, cfg: WorldConfig | None = None
+) -> list[Prompt]:
+    """``num`` different prompts of an answer task, fewer where there are fewer.
+
+    A prompt belongs to one split, by its hash (`split_of_text`). Raises `UnknownName` for an
+    unknown task or split.
+    """
+    task, cfg = ANSWERS[name], cfg or WorldConfig()
+    if task.chat:
+        cfg = cfg.but(chat=True)
+    found: dict[str, Prompt] = {}
+    for tried, w in enumerate(_draws("answers", name, split, cfg)):
+        if len(found) == num or tried == 50 * num:
+            break
+        prompt = task.prompt(w, cfg)
+        if split_of_text(prompt.text) == split:
+            found.setdefault(prompt.text, prompt)
+    return list(found.values())
+
+
+def prompt_pairs(
+    name: str, split: str, num: int, *, cfg: WorldConfig | None = None
+) -> list[PromptPair]:
+    """``num`` different minimal pairs, fewer where there are fewer."""
+    task, cfg = PAIRS[name], cfg or WorldConfig()
+    found: dict[str, PromptPair] = {}
+    for tried, w in enumerate(_draws("pairs", name, split, cfg)):
+        if len(found) == num or tried == 50 * num:
+            break
+        pair = task.pair(w, cfg)
+        if split_of_text(pair.clean) == split:
+            found.setdefault(pair.clean, pair)
+    return list(found.values())

@@ -10,7 +10,8 @@ matter. A grammar with two derivations for one text would make ``nll`` an upper 
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
 from math import log
@@ -72,6 +73,8 @@ class Writer:
         self.labels: dict[str, str] = {}
         self.marks: dict[str, int] = {}
         """Named places: how many tokens stood there when the mark was set."""
+        self.measures: dict[str, list[tuple[int, float]]] = {}
+        """Numbers that are true at tokens, such as the value of an action: (token, number)."""
         self.around: Contexts = ()
         """Context concepts that hold for everything written next."""
 
@@ -101,6 +104,24 @@ class Writer:
             self.nll += log(len(left))
             chosen.append(left.pop(place))
         return chosen
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Choices made inside cost nothing; say with `count` what the ideal predictor pays.
+
+        For choices that the text leaves open: sum them out, and count -log of the sum.
+        """
+        before = self.nll
+        yield
+        self.nll = before
+
+    def count(self, nats: float) -> None:
+        """Add to the surprise."""
+        self.nll += nats
+
+    def measure(self, name: str, number: float) -> None:
+        """Say that ``number`` is true at the word written last."""
+        self.measures.setdefault(name, []).append((len(self.tokens) - 1, number))
 
     def set_context(self, *ids: str) -> None:
         """From here on these context concepts hold, and no others."""

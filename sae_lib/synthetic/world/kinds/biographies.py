@@ -224,7 +224,14 @@ def write(w: Writer, cfg: WorldConfig) -> None:
         w.say(".")
 
 
-register(Kind("biography", "the life of a person, with gender, profession and birthplace", write))
+register(
+    Kind(
+        "biography",
+        "the life of a person, with gender, profession and birthplace",
+        write,
+        weight=0.08,
+    )
+)
 add_task(
     LabelledTask(
         name="subject-gender",

@@ -191,7 +191,7 @@ def write(w: Writer, cfg: WorldConfig) -> None:
         _quiz(w, cfg)
 
 
-register(Kind("facts", "facts about people, cities, countries and companies", write))
+register(Kind("facts", "facts about people, cities, countries and companies", write, weight=0.16))
 
 
 def _half(name: str) -> str:

@@ -205,7 +205,7 @@ def write(w: Writer, cfg: WorldConfig) -> None:
         w.say(".")
 
 
-register(Kind("news", "a news item on one topic", write))
+register(Kind("news", "a news item on one topic", write, weight=0.08))
 add_task(
     LabelledTask(
         name="news-topic",

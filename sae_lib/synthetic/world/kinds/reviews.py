@@ -170,7 +170,9 @@ def write(w: Writer, cfg: WorldConfig) -> None:
     w.say("!" if w.flip(0.3) else ".")
 
 
-register(Kind("review", "a judgement of a product, aspect by aspect, with a verdict", write))
+register(
+    Kind("review", "a judgement of a product, aspect by aspect, with a verdict", write, weight=0.08)
+)
 add_task(
     LabelledTask(
         name="review-sentiment",

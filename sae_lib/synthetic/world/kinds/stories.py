@@ -212,7 +212,7 @@ def write(w: Writer, cfg: WorldConfig) -> None:
 tag("noun-plural", [place + "s" for place in PLACES])
 tag("story-place", [place + "s" for place in PLACES])
 
-register(Kind("story", "a short story about an animal or several", write))
+register(Kind("story", "a short story about an animal or several", write, weight=0.08))
 add_task(
     LabelledTask(
         name="story-ending",
