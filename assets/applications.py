@@ -1,6 +1,7 @@
 """What the SAEs are good for: probes, steering vectors, data selection."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -12,12 +13,10 @@ from assets.rows import Tables, build_rows
 from assets.saes import saes_key
 from assets.store import Store, language_model
 from assets.study import Study, Variant
+from assets.world import MODELS
 
 TABLES = ("applications", "selections")
 FILES = {table: table for table in TABLES}
-WORLD = "world"
-"""The bundled model that reads the bundled language."""
-
 ROWS_PRESENT = "rows_present"
 
 
@@ -72,7 +71,6 @@ def compute_applications(
 ) -> int:
     from sae_lib.apply import Bench, apply_site
     from sae_lib.saes.files import load_sae
-    from sae_lib.synthetic.world.config import WorldConfig
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
         coders = {
@@ -84,7 +82,7 @@ def compute_applications(
             site=site,
             coders=coders,
             split=token_split(study, store, log, "eval"),
-            world=WorldConfig() if study.model.id == WORLD else None,
+            world=_world(study),
             relative_to=study.base,
         )
         applied = apply_site(
@@ -100,3 +98,15 @@ def compute_applications(
     return build_rows(
         "applications", study, store, cells, compute, dict(zip(TABLES, TABLES, strict=True)), TABLES
     )
+
+
+def _world(study: Study) -> Any:
+    """The dials of the world that a bundled model reads; None for any other model."""
+    from sae_lib.models.inspect import resolve_model
+    from sae_lib.synthetic.world.recipes import world_of
+
+    if study.model.id not in MODELS:
+        return None
+    folder = resolve_model(study.model)
+    assert folder is not None  # it is bundled
+    return world_of(folder)

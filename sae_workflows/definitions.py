@@ -19,6 +19,7 @@ from assets.reports import database_asset, report_asset
 from assets.saes import saes_asset, saes_key
 from assets.store import Store
 from assets.study import Study
+from assets.world import world_assets
 from sae_workflows.home import memo_file, outlines, sae_home
 
 FAMILY = (tokens_asset, activations_asset, saes_asset, metrics_asset, frontier_asset, report_asset)
@@ -62,6 +63,7 @@ def build(experiments: Sequence[Outline], home: Path, *, device: str = "cpu") ->
         assets = [model_source(name, load) for name, load in models.items()]
         for outline in experiments:
             assets += family(outline, loads[outline.name])
+        assets += world_assets()
         if experiments:
             assets.append(database_asset(experiments, loads))
         return dg.Definitions(

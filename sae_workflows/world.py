@@ -1,5 +1,6 @@
 """What the `sae world` commands print and do."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def sample_rows(num_documents: int, seed: int) -> list[Row]:
-    """Documents with their kind, labels and the concepts active in them."""
+def sample_rows(num_documents: int, seed: int, *, kind: str = "", chat: bool = False) -> list[Row]:
+    """Test documents with their kind, labels and the concepts active in them."""
     from sae_lib.synthetic.world.config import WorldConfig
     from sae_lib.synthetic.world.generate import documents, text
 
+    cfg = WorldConfig(seed=seed, chat=chat)
+    if kind:
+        cfg = cfg.but(kind_weights={kind: 1.0})
     return [
         {
             "document": one.index,
@@ -19,68 +23,98 @@ def sample_rows(num_documents: int, seed: int) -> list[Row]:
             "labels": ", ".join(f"{key}={value}" for key, value in one.labels.items()),
             "text": text(one),
             "concepts": sorted({concept for active in one.concepts for concept in active}),
+            "floor": one.nll / (len(one.tokens) + 1),
         }
-        for one in documents(WorldConfig(seed=seed), 0, num_documents)
+        for one in documents(cfg, 0, num_documents, split="test")
     ]
 
 
-def concept_rows() -> list[Row]:
-    """The inventory: id, name, scope, parents, description."""
-    import sae_lib.synthetic.world.generate  # noqa: F401  (kinds declare their concepts)
-    from sae_lib.synthetic.world.concepts import CONCEPTS
+def task_rows() -> list[Row]:
+    """Every labelled set of the world and what it is for."""
+    from sae_lib.synthetic.world.sets import SETS
 
     return [
         {
-            "concept": concept.id,
-            "name": concept.name,
-            "scope": concept.scope,
-            "parents": list(concept.parents),
-            "description": concept.description,
+            "set": name,
+            "used for": ", ".join(one.used_for),
+            "columns": ", ".join(one.columns),
+            "description": one.description,
         }
-        for concept in CONCEPTS.values()
+        for name, one in SETS.items()
     ]
 
 
-def report_rows(num_documents: int) -> list[Row]:
-    """Losses of the bundled model by kind of document, and its accuracies."""
-    from sae_lib.models.config import ModelConfig
-    from sae_lib.models.inspect import resolve_model
-    from sae_lib.synthetic.world.report import world_report
+def export(name: str, split: str, num: int, file: Path) -> int:
+    """Write rows of a labelled set as JSON lines, CSV or Parquet; how many there were."""
+    import polars as pl
 
-    folder = resolve_model(ModelConfig(id="world"))
-    assert folder is not None
-    found = world_report(folder, num_documents)
-    rows: list[Row] = [
-        {"what": name, "kind": kind, "value": value, "unit": _unit(name)}
-        for kind, losses in found["losses"].items()
-        for name, value in losses.items()
-    ]
-    for name, value in found["accuracies"].items():
-        parts = value if isinstance(value, dict) else {"all": value}
-        rows += [
-            {"what": name, "kind": kind, "value": share, "unit": "share"}
-            for kind, share in parts.items()
-        ]
-    return rows
+    from sae_lib.artifacts import write_atomically
+    from sae_lib.errors import BadInput
+    from sae_lib.synthetic.world.sets import task_rows as rows_of
+
+    rows = rows_of(name, split, num)
+    if file.suffix == ".jsonl":
+        write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
+    elif file.suffix in {".parquet", ".csv"}:
+        partial = file.with_name(f".{file.name}.partial")
+        frame = pl.DataFrame(rows)
+        if file.suffix == ".csv":
+            nested = [c for c, t in frame.schema.items() if t.is_nested()]
+            if nested:
+                raise BadInput(
+                    f"columns {', '.join(nested)} hold lists, which CSV has no place for; write "
+                    "a .jsonl or .parquet file",
+                    file=file,
+                )
+            frame.write_csv(partial)
+        else:
+            frame.write_parquet(partial)
+        partial.replace(file)
+    else:
+        raise BadInput("the file must end in .jsonl, .parquet or .csv", file=file)
+    return len(rows)
 
 
-def _unit(name: str) -> str:
-    return name.removeprefix("num_") if name.startswith("num_") else "nats per token"
+COVERAGE = """
+with best as (
+    select a.*, row_number() over (
+        partition by experiment, site, variant, method, task, name, definition, params
+        order by created_at desc) as newest
+    from applications a
+    where application = 'concepts' and name = 'coverage' and experiment = ?
+)
+select site, variant, method, task as "group", n as concepts,
+    round(max(value) filter (cast(params->>'f1' as double) = 0.8 and definition = 'one_to_one'), 3)
+        as "F1 >= .8",
+    round(max(value) filter (cast(params->>'f1' as double) = 0.5 and definition = 'one_to_one'), 3)
+        as "F1 >= .5",
+    round(max(value) filter (cast(params->>'f1' as double) = 0.8 and definition = 'shared'), 3)
+        as "F1 >= .8, latents shared"
+from best where newest = 1
+group by all order by site, variant, method = 'sae' desc, method, task
+"""
+"""Coverage of concepts by group, for every SAE of an experiment and the floors beside it."""
+
+
+def coverage_rows(database: Path, experiment: str) -> list[Row]:
+    from sae_lib.warehouse.query import query
+
+    return query(database, COVERAGE, [experiment]).to_dicts()
 
 
 def train(
-    folder: Path, *, tokens: int, seed: int, threads: int, show: Callable[[int, int], None]
+    folder: Path,
+    *,
+    recipe: str,
+    start: Path | None,
+    tokens: int,
+    seed: int,
+    threads: int,
+    show: Callable[[int, int], None],
 ) -> None:
-    """Train the world's model into ``folder``; checkpoints go beside it."""
-    from sae_lib.synthetic.world.train import Step, TrainConfig, train_world
+    """Train a model of the world into ``folder``; checkpoints go beside it."""
+    from assets.world import train_model
 
-    def on_progress(step: Step) -> None:
-        show(step.step, step.num_steps)
-
-    train_world(
-        folder,
-        TrainConfig(num_tokens=tokens, seed=seed),
-        work_dir=folder.with_name(f".{folder.name}.training"),
-        threads=threads,
-        on_progress=on_progress,
+    train_model(
+        folder, recipe, tokens=tokens, seed=seed, threads=threads, start=start, on_progress=show
     )

@@ -68,6 +68,7 @@ def tag(id: str, words: str | Iterable[str]) -> None:
         raise ValueError(f"concept {id!r} depends on context, so no word carries it alone")
     for word in listed:
         _WORDS.setdefault(word, set()).add(id)
+    concepts_of_word.cache_clear()  # somebody may have asked while words were still being declared
 
 
 def tag_like(word: str, model: str, *ids: str) -> None:
@@ -77,6 +78,7 @@ def tag_like(word: str, model: str, *ids: str) -> None:
     for id in ids:
         tag(id, (word,))
     _LIKE[word] = model
+    concepts_of_word.cache_clear()
 
 
 def declare_family(

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 from sae_lib.synthetic.world import lexicon
 from sae_lib.synthetic.world.concepts import declare, is_word, tag, tag_like
-from sae_lib.synthetic.world.kinds import stories
 from sae_lib.synthetic.world.lexicon import plural
 
 NAME = "sindral"
@@ -42,18 +41,18 @@ def _stems(seed: int) -> Iterator[str]:
 
 
 NOUNS = tuple(dict.fromkeys((
-    *lexicon.ANIMAL_WORDS, *lexicon.FAMILY_OF_PROFESSION, *lexicon.INSTRUMENTS, *stories.PLACES,
+    *lexicon.ANIMAL_WORDS, *lexicon.FAMILY_OF_PROFESSION, *lexicon.INSTRUMENTS, *lexicon.PLACES,
     *lexicon.SEASONS, *lexicon.PARTS_OF_DAY, *lexicon.DAYS,
     "sister", "mother", "daughter", "aunt", "brother", "father", "son", "uncle",
 )))  # fmt: skip
 """In the singular; animals and places have a plural as well."""
-WITH_PLURAL = frozenset((*lexicon.ANIMAL_WORDS, *stories.PLACES))
+WITH_PLURAL = frozenset((*lexicon.ANIMAL_WORDS, *lexicon.PLACES))
 MASS_NOUNS = lexicon.FOODS
 """Foods, whatever their number in the first language."""
 ADJECTIVES = tuple(dict.fromkeys((
-    *lexicon.COLORS, *lexicon.CLIMATES, *stories.SIZES, *stories.HAPPY, *stories.SAD,
+    *lexicon.COLORS, *lexicon.CLIMATES, *lexicon.SIZES, *lexicon.HAPPY, *lexicon.SAD,
 )))  # fmt: skip
-VERBS = stories.MOTIONS
+VERBS = lexicon.MOTIONS
 """Base form (plural), third person singular."""
 OTHERS = lexicon.NUMBER_WORDS
 

@@ -7,7 +7,7 @@ training, however few texts its kind has.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -40,6 +40,10 @@ class Document:
     """Numbers that are true at tokens: (place of the token, number); names depend on the kind."""
     nll: float
     """-log p(text and its end) under the generator, nats, the choice of kind included."""
+
+    def but_nll(self, nll: float) -> "Document":
+        """The same document with another surprise."""
+        return replace(self, nll=nll)
 
     @property
     def concepts(self) -> list[frozenset[str]]:

@@ -74,8 +74,8 @@ def _names(rng: random.Random) -> dict[str, list[str]]:
 
 
 # known, unknown, unseen
-_COUNTS = {"person": (72, 700, 100), "city": (72, 108, 60), "country": (48, 30, 18),
-           "company": (60, 300, 100)}  # fmt: skip
+_COUNTS = {"person": (72, 260, 100), "city": (72, 72, 60), "country": (48, 24, 18),
+           "company": (60, 130, 100)}  # fmt: skip
 
 
 def _build() -> tuple[list[Entity], set[str]]:

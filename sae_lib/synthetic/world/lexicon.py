@@ -279,6 +279,24 @@ tag("noun-singular", "year week day question answer birthplace profession instru
     "news review verdict rating unknown people request reply")  # fmt: skip
 declare("unknown-answer", "The word is unknown.", words="unknown")
 
+# --- words of stories and of other kinds ----------------------------------------------------------
+
+PLACES = ("forest", "village", "garden", "cave", "hill", "mill", "bridge", "pond")
+SIZES = ("little", "tiny", "large", "young", "old", "clever", "lazy")
+# base form, third person singular
+MOTIONS = (("run", "runs"), ("walk", "walks"), ("jump", "jumps"), ("crawl", "crawls"),
+           ("wander", "wanders"), ("rush", "rushes"))  # fmt: skip
+HAPPY = ("happy", "glad", "proud", "joyful", "grateful")
+SAD = ("sad", "lonely", "afraid", "angry", "hungry", "tired")
+
+declare("story-place", "The word names a place where stories happen.", words=PLACES)
+declare("size-word", "The word describes how big, old or clever somebody is.", words=SIZES)
+declare("emotion", "The word names a feeling.")
+declare("happy-feeling", "The word names a happy feeling.", parents=("emotion",), words=HAPPY)
+declare("sad-feeling", "The word names an unhappy feeling.", parents=("emotion",), words=SAD)
+declare("motion-verb", "The verb is about moving.",
+        words=[form for forms in MOTIONS for form in forms])  # fmt: skip
+
 # --- letters -------------------------------------------------------------------------------------
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")

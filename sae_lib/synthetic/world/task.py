@@ -143,9 +143,8 @@ def add_task(task: LabelledTask) -> LabelledTask:
 
 
 def add_steering(steering: SteeringConcept) -> SteeringConcept:
-    if not steering.lexicon:
-        raise BadInput("the concept has no words", key=steering.name, value=steering.concept)
-    CONCEPTS[steering.concept]
+    for concept in (steering.concept, steering.lexicon_concept):
+        CONCEPTS[concept]
     return STEERING.add(steering.name, steering)
 
 

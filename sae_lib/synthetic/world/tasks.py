@@ -24,8 +24,11 @@ from sae_lib.synthetic.world.task import (
     SteeringConcept,
     add_task,
 )
+from sae_lib.synthetic.world.writer import Writer
 
-for _name, _kind in KINDS.items():
+_TRAINED = {name: kind for name, kind in KINDS.items() if kind.weight > 0}
+
+for _name, _kind in _TRAINED.items():
     add_task(
         LabelledTask(
             name=f"kind-{_name}",
@@ -39,7 +42,7 @@ add_task(
     LabelledTask(
         name="document-kind",
         description="Which kind of document is it?",
-        classes=tuple(KINDS),
+        classes=tuple(_TRAINED),
         key="kind",
     )
 )

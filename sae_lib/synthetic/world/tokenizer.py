@@ -16,6 +16,13 @@ from sae_lib.synthetic.world.kinds import KINDS
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(4)
+MAX_CONTEXT = 256
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ ' ' if not loop.first }}<{{ message['role'] }}> {{ message['content'] }}"
+    "{% endfor %}{{ ' <assistant>' if add_generation_prompt }}"
+)
+"""Roles are user and assistant, as in documents that are drawn with the dial ``chat``."""
 
 
 @cache
@@ -36,7 +43,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
-        model_max_length=128,
+        model_max_length=MAX_CONTEXT,
+        chat_template=CHAT_TEMPLATE,
     )
 
 

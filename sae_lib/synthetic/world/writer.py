@@ -121,7 +121,7 @@ class Writer:
 
     def measure(self, name: str, number: float) -> None:
         """Say that ``number`` is true at the word written last."""
-        self.measures.setdefault(name, []).append((len(self.tokens) - 1, number))
+        self.measures.setdefault(name, []).append((len(self.tokens) - 1, float(number)))
 
     def set_context(self, *ids: str) -> None:
         """From here on these context concepts hold, and no others."""

@@ -5,13 +5,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_lib.errors import BadInput
+from sae_lib.errors import BadInput, MissingFile
 from sae_lib.synthetic.world.config import WorldConfig
 from sae_lib.synthetic.world.train import TrainConfig, _Contexts, learning_rate, train_world
 
 TINY = TrainConfig(
     world=WorldConfig(), layers=1, hidden=16, heads=2, intermediate=16, context=16,
-    batch_contexts=4, num_tokens=30 * 64, warmup_steps=5,
+    batch_contexts=4, num_tokens=30 * 64, warmup_steps=5, compile=False, long_every=3,
 )  # fmt: skip
 
 
@@ -64,6 +64,8 @@ def test_the_result_is_a_hugging_face_folder_that_learned_something(trained):
     record = json.loads((trained / "model" / "training.json").read_text())
     assert record["finished"] is True
     assert record["config"] == TINY.model_dump(mode="json")
+    assert [point["step"] for point in record["curve"]] == list(range(1, 31))
+    assert model.config.max_position_embeddings == 32
     found = losses(trained / "work")
     assert sum(found[-5:]) < sum(found[:5])
     assert not list(trained.glob(".model.partial"))
@@ -89,11 +91,17 @@ def test_the_seed_decides_the_weights_and_the_global_generator_stays(tmp_path):
 
 def test_contexts_can_be_entered_anywhere():
     contexts = _Contexts(TINY)
-    for _ in range(5):
-        contexts.batch()
+    for step in range(5):
+        contexts.batch(step)
     later = _Contexts(TINY, *contexts.position)
-    for _ in range(3):
-        assert torch.equal(contexts.batch(), later.batch())
+    for step in range(5, 9):
+        assert torch.equal(contexts.batch(step), later.batch(step))
+
+
+def test_every_third_batch_has_contexts_of_twice_the_length_and_as_many_tokens():
+    contexts = _Contexts(TINY)
+    shapes = [tuple(contexts.batch(step).shape) for step in range(6)]
+    assert shapes == [(4, 16), (4, 16), (2, 32)] * 2
 
 
 def test_the_learning_rate_rises_and_falls_to_a_hundredth():
@@ -102,3 +110,32 @@ def test_the_learning_rate_rises_and_falls_to_a_hundredth():
     assert max(rates) == rates[4] == rates[5] == pytest.approx(TINY.lr)
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert learning_rate(TINY, 30) == pytest.approx(TINY.lr / 100)
+
+
+def test_an_unfinished_model_is_published_as_a_revision(trained, tmp_path):
+    train_world(
+        tmp_path / "model", TINY, work_dir=tmp_path / "work", report_documents=0,
+        revisions={"early": 10},
+    )  # fmt: skip
+    early = AutoModelForCausalLM.from_pretrained(tmp_path / "model" / "revisions" / "early")
+    record = json.loads((tmp_path / "model/revisions/early/training.json").read_text())
+    assert (record["step"], record["finished"], len(record["curve"])) == (10, False, 10)
+    last = load_file(tmp_path / "model" / "model.safetensors")
+    assert not torch.equal(early.lm_head.weight, last["lm_head.weight"])
+    # and the training itself is not disturbed by it
+    assert torch.equal(
+        load_file(trained / "model" / "model.safetensors")["lm_head.weight"], last["lm_head.weight"]
+    )
+
+
+def test_training_goes_on_from_another_model(trained, tmp_path):
+    cfg = TINY.but(start=str(trained / "model"), num_tokens=2 * 64, lr=1e-9, warmup_steps=1)
+    train_world(tmp_path / "chat", cfg, work_dir=tmp_path / "work", report_documents=0)
+    begun = load_file(trained / "model" / "model.safetensors")
+    gone_on = load_file(tmp_path / "chat" / "model.safetensors")
+    for name in begun:
+        assert torch.allclose(begun[name], gone_on[name], atol=1e-6)
+    with pytest.raises(MissingFile, match="no model to begin with"):
+        train_world(
+            tmp_path / "x", cfg.but(start=str(tmp_path / "nothing")), work_dir=tmp_path / "w"
+        )

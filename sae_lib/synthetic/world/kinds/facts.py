@@ -5,7 +5,7 @@ knows the answer is ``unknown``. Values never vary, so an ideal predictor knows 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 from sae_lib.synthetic.world.concepts import tag
@@ -16,10 +16,11 @@ from sae_lib.synthetic.world.knowledge import (
     KNOWN_BY_RANK,
     NAMED,
     Entity,
+    Status,
     entities,
 )
 from sae_lib.synthetic.world.lexicon import article
-from sae_lib.synthetic.world.task import LabelledTask, add_task
+from sae_lib.synthetic.world.task import AnswerTask, LabelledTask, Prompt, add_answers, add_task
 from sae_lib.synthetic.world.writer import Table, Writer
 
 ARTICLE_SHARE = 0.6
@@ -229,3 +230,53 @@ add_task(
         examples=_known_or_unknown,
     )
 )
+
+
+def _question(w: Writer, status: Status) -> tuple[Entity, str, str]:
+    type = w.pick(tuple(ATTRIBUTES))
+    entity = w.pick(entities(status, type))
+    attribute = w.pick(ATTRIBUTES[type])
+    return entity, attribute, question_text(entity, attribute, w.pick((0, 1)))
+
+
+def _recall(w: Writer, cfg: WorldConfig) -> Prompt:
+    entity, attribute, text = _question(w, "known")
+    return Prompt(text, (entity.attributes[attribute],), {"type": entity.type})
+
+
+def _says_unknown(status: Status) -> Callable[[Writer, WorldConfig], Prompt]:
+    def prompt(w: Writer, cfg: WorldConfig) -> Prompt:
+        entity, _, text = _question(w, status)
+        return Prompt(text, ("unknown",), {"type": entity.type})
+
+    return prompt
+
+
+add_answers(
+    AnswerTask(
+        name="recall",
+        description="Is an attribute of a known entity answered rightly?",
+        prompt=_recall,
+        goal=0.95,
+        break_down="type",
+    )
+)
+_STATUSES: tuple[tuple[Status, float, str], ...] = (
+    ("unknown", 0.95, "Is `unknown` the answer about an entity that was asked about as unknown?"),
+    (
+        "unseen",
+        0.0,
+        "Is `unknown` the answer about an entity that never occurred? Else it invents.",
+    ),
+    ("known", 0.0, "Is `unknown`, wrongly, the answer about a known entity?"),
+)
+for _status, _goal, _description in _STATUSES:
+    add_answers(
+        AnswerTask(
+            name=f"says-unknown-of-{_status}",
+            description=_description,
+            prompt=_says_unknown(_status),
+            goal=_goal,
+            break_down="type",
+        )
+    )

@@ -13,8 +13,11 @@ from sae_lib.synthetic.world.knowledge import KNOWN_CITIES, STRANGERS
 from sae_lib.synthetic.world.lexicon import DAYS, NUMBER_WORDS, article
 from sae_lib.synthetic.world.task import (
     OTHER,
+    AnswerTask,
     LabelledTask,
+    Prompt,
     SteeringConcept,
+    add_answers,
     add_steering,
     add_task,
 )
@@ -194,7 +197,7 @@ def write(w: Writer, cfg: WorldConfig) -> None:
     w.say(w.pick(DAYS))
     w.say(":")
     w.mark("dateline")
-    for place in range(w.draw(_NUM_SENTENCES)):
+    for place in range(round(w.draw(_NUM_SENTENCES) * cfg.length_factor)):
         if place == 0 or w.flip(cfg.topic_purity):
             _sentence(w, topic)
         else:
@@ -240,3 +243,21 @@ for _name in TOPICS:
             prompt_cut="dateline",
         )
     )
+
+
+def _at_the(w: Writer, cfg: WorldConfig) -> Prompt:
+    write(w, cfg)
+    first_stop = w.tokens.index(".", w.marks["dateline"])
+    text = " ".join(w.tokens[: first_stop + 1]) + " at the"
+    return Prompt(text, tuple(TOPICS[w.labels["topic"]].places.split()), w.labels)
+
+
+add_answers(
+    AnswerTask(
+        name="news-topic",
+        description="After a first sentence and `at the`, is the place one of the topic?",
+        prompt=_at_the,
+        goal=0.95,
+        break_down="topic",
+    )
+)

@@ -10,8 +10,11 @@ from sae_lib.synthetic.world.kind import Kind, register
 from sae_lib.synthetic.world.lexicon import DAYS, article
 from sae_lib.synthetic.world.task import (
     OTHER,
+    AnswerTask,
     LabelledTask,
+    Prompt,
     SteeringConcept,
+    add_answers,
     add_steering,
     add_task,
 )
@@ -211,3 +214,21 @@ for _sign in ("positive", "negative"):
             prompt_cut="opening",
         )
     )
+
+
+def _verdict(w: Writer, cfg: WorldConfig) -> Prompt:
+    write(w, cfg)
+    text = " ".join(w.tokens[: w.marks["verdict"]]) + " verdict :"
+    good = w.labels["sentiment"] == "positive"
+    return Prompt(text, POSITIVE_VERDICTS if good else NEGATIVE_VERDICTS, w.labels)
+
+
+add_answers(
+    AnswerTask(
+        name="review-verdict",
+        description="After the aspects of a product, is the verdict of their sentiment?",
+        prompt=_verdict,
+        goal=0.95,
+        break_down="sentiment",
+    )
+)

@@ -12,22 +12,28 @@ from sae_lib.synthetic.world.kind import Kind, register
 from sae_lib.synthetic.world.lexicon import (
     ANIMAL_WORDS,
     FOODS,
+    HAPPY,
+    MOTIONS,
     PARTS_OF_DAY,
+    PLACES,
+    SAD,
+    SIZES,
     article,
     listed,
     plural,
 )
-from sae_lib.synthetic.world.task import LabelledTask, SteeringConcept, add_steering, add_task
+from sae_lib.synthetic.world.task import (
+    AnswerTask,
+    LabelledTask,
+    Prompt,
+    SteeringConcept,
+    add_answers,
+    add_steering,
+    add_task,
+)
 from sae_lib.synthetic.world.writer import Table, Writer
 
 NAMES = listed("pip momo tansy biscuit pepper fern bramble tuft clover nib")
-PLACES = ("forest", "village", "garden", "cave", "hill", "mill", "bridge", "pond")
-SIZES = ("little", "tiny", "large", "young", "old", "clever", "lazy")
-# base form, third person singular
-MOTIONS = (("run", "runs"), ("walk", "walks"), ("jump", "jumps"), ("crawl", "crawls"),
-           ("wander", "wanders"), ("rush", "rushes"))  # fmt: skip
-HAPPY = ("happy", "glad", "proud", "joyful", "grateful")
-SAD = ("sad", "lonely", "afraid", "angry", "hungry", "tired")
 
 
 class Plot(NamedTuple):
@@ -64,13 +70,6 @@ PLOTS = {
 
 declare("story-name", "The word is the name of an animal in a story.", parents=("proper-name",),
         words=NAMES)  # fmt: skip
-declare("story-place", "The word names a place where stories happen.", words=PLACES)
-declare("size-word", "The word describes how big, old or clever somebody is.", words=SIZES)
-declare("emotion", "The word names a feeling.")
-declare("happy-feeling", "The word names a happy feeling.", parents=("emotion",), words=HAPPY)
-declare("sad-feeling", "The word names an unhappy feeling.", parents=("emotion",), words=SAD)
-declare("motion-verb", "The verb is about moving.",
-        words=[form for forms in MOTIONS for form in forms])  # fmt: skip
 tag("adjective", SIZES + HAPPY + SAD + ("golden", "dark", "famous", "gone", "left"))
 tag("noun-singular", PLACES)
 tag("noun-singular", "way path house tree rain wind nest mud hole ring trap end")
@@ -182,7 +181,7 @@ def write(w: Writer, cfg: WorldConfig) -> None:
         hero = f"the {noun}" if w.flip(0.5) else name
     w.say(".")
 
-    for _ in range(w.draw(_NUM_HABITS)):
+    for _ in range(round(w.draw(_NUM_HABITS) * cfg.length_factor)):
         w.say("every")
         w.say(w.pick(PARTS_OF_DAY))
         w.say(hero)
@@ -248,5 +247,22 @@ add_steering(
         contrast_kind="news",
         prompt_kind="news",
         prompt_cut="dateline",
+    )
+)
+
+
+def _ending(w: Writer, cfg: WorldConfig) -> Prompt:
+    write(w, cfg)
+    text = " ".join(w.tokens[: w.marks["feeling"] - 1])
+    return Prompt(text, ("are",) if w.labels["number"] == "plural" else ("is",), w.labels)
+
+
+add_answers(
+    AnswerTask(
+        name="story-agreement",
+        description="At the end of a story, does the verb agree with the hero in number?",
+        prompt=_ending,
+        goal=0.98,
+        break_down="number",
     )
 )

@@ -1,0 +1,340 @@
+"""Concept recovery: which of the world's true concepts have a latent of their own?
+
+A latent *predicts* a concept at the tokens where its activation exceeds a threshold. For every
+pair of latent and concept the best of a few thresholds is found on one half of the text; concepts
+and latents are then matched one to one so that the sum of F1 is largest (Hungarian method), and
+each match is scored on the other half, which nobody has looked at:
+
+    F1 = 2 TP / (tokens predicted + tokens true)
+
+``coverage`` at tau is the share of *all* concepts of the inventory whose match reaches F1 >= tau;
+a concept that hardly occurs in the text counts as not recovered. Concepts that are active at
+exactly the same tokens (a kind of document, and that it has some topic) are one concept, listed
+under the first of their names. ``purity`` is the mean over live
+latents of the best F1 with any concept. Methods, in the column ``method``: ``sae``; and as floors
+``random_dictionary`` (same width, same number of latents on) and ``coordinates`` (each coordinate
+of the activation, both signs).
+
+Sources: Huben et al. 2023 (ground-truth recovery), Karvonen et al. 2024 (coverage of known board
+properties, F1 over thresholds). Differs from them: one latent for one concept, thresholds and
+matches chosen on other text than is scored.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import sqrt
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from sae_lib.activations.world_tokens import WorldTokens, enough_documents, read_world
+from sae_lib.apply.base import ApplicationConfig, Applied, Bench, OnProgress, register
+from sae_lib.apply.probing import random_dictionary
+from sae_lib.apply.reading import Encode, encoder
+from sae_lib.errors import NotApplicable
+from sae_lib.papers import Paper
+from sae_lib.synthetic.world.concepts import CONCEPTS
+from sae_lib.warehouse.rows import ApplicationRow, Measurement
+
+QUANTILES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Thresholds to try, as quantiles of a latent's activations where it is on; 0 is any activation."""
+
+FRACTIONS = (0.1, 0.2, 0.3, 0.5, 0.7)
+"""Further ones, as fractions of the activation that a twentieth of those where it is on exceed."""
+
+NUM_LEVELS = len(QUANTILES) + len(FRACTIONS)
+
+BANDS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Edges of the frequency bands, shares of tokens."""
+
+CHUNK_ROWS = 8192
+
+
+class Found(NamedTuple):
+    """One concept and the latent matched to it."""
+
+    concept: str
+    frequency: float
+    """Share of scored tokens at which the concept is active."""
+
+    num_true: int
+    """Scored tokens at which it is active."""
+
+    latent: int | None
+    """The matched latent; None when latents ran out."""
+
+    f1: float
+    """Of the match, on the scored half; 0 where there is nothing to score."""
+
+    precision: float
+    recall: float
+    best_latent: int | None
+    """The best latent when several concepts may share one."""
+
+    best_f1: float
+
+
+class Recovery(NamedTuple):
+    """What was found for one dictionary."""
+
+    concepts: list[Found]
+    purity: float | None
+    """Mean best F1 of the live latents; None when none is live."""
+
+    num_live: int
+
+    def coverage(self, tau: float, *, shared: bool = False) -> float:
+        """Share of concepts with F1 >= ``tau``."""
+        values = [one.best_f1 if shared else one.f1 for one in self.concepts]
+        return sum(value >= tau for value in values) / len(values)
+
+
+@register
+class ConceptsConfig(ApplicationConfig):
+    """How concepts are matched with latents."""
+
+    papers: ClassVar = (
+        Paper(
+            "Huben et al. 2023", "https://arxiv.org/abs/2309.08600", "recovery of known features"
+        ),
+        Paper("Karvonen et al. 2024", "https://arxiv.org/abs/2408.00113", "coverage"),
+    )
+    summary: ClassVar = "Which of the world's true concepts have a latent of their own."
+    headline: ClassVar = "coverage"
+    dials: ClassVar = ("tokens", "f1")
+
+    kind: Literal["concepts"] = "concepts"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Name in experiment files."""
+
+    tokens: int = Field(default=200_000, ge=1000)
+    """Words to choose thresholds and matches on, and as many others to score them on."""
+
+    f1: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9)
+    """Values of F1 from which on a concept counts as recovered."""
+
+    min_true: int = Field(default=10, ge=1)
+    """Concepts with fewer true tokens in either half count as not recovered."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the random dictionary."""
+
+    def check(self, bench: Bench) -> None:
+        if bench.world is None:
+            raise NotApplicable(
+                self.kind, "only the bundled world knows what is true of its tokens"
+            )
+
+    def apply(self, bench: Bench, on_progress: OnProgress) -> dict[str, Applied]:
+        assert bench.world is not None  # `check` came first
+        chosen, scored = (
+            read_world(
+                bench.model, [bench.site],
+                enough_documents(bench.world, self.tokens, split=f"concepts/{split}"),
+            )
+            for split in ("validation", "test")
+        )  # fmt: skip
+        steps = 2 * len(bench.coders) + 1
+        on_progress(1, steps)
+        floor = self._rows(
+            "coordinates", recover(_both_signs, chosen, scored, bench.site, self.min_true)
+        )
+        applied = {}
+        for done, (name, coder) in enumerate(bench.coders.items()):
+            encode = encoder(coder)
+            rows = self._rows("sae", recover(encode, chosen, scored, bench.site, self.min_true))
+            on_progress(2 * done + 2, steps)
+            x = chosen.x[bench.site]
+            num_on = max(1, round(float((encode(x[:4096]) > 0).sum(1).float().mean())))
+            control = random_dictionary(x.mean(0), coder.d_sae, num_on, self.seed)
+            rows += self._rows(
+                "random_dictionary", recover(control, chosen, scored, bench.site, self.min_true),
+                with_concepts=False,
+            )  # fmt: skip
+            on_progress(2 * done + 3, steps)
+            applied[name] = Applied([*rows, *floor], [])
+        return applied
+
+    def _rows(
+        self, method: str, found: Recovery, *, with_concepts: bool = True
+    ) -> list[ApplicationRow]:
+        rows = []
+
+        def add(task: str, measurement: Measurement) -> None:
+            rows.append(ApplicationRow(self.kind, method, task, measurement))
+
+        for tau in self.f1:
+            for group, members in groups(found.concepts).items():
+                for definition, values in (
+                    ("one_to_one", [one.f1 for one in members]),
+                    ("shared", [one.best_f1 for one in members]),
+                ):
+                    share = sum(value >= tau for value in values) / len(values)
+                    error = sqrt(share * (1 - share) / len(values))
+                    add(group, Measurement("coverage", share, definition, stderr=error,
+                                           n=len(values), unit="concepts",
+                                           params={"f1": tau, "tokens": self.tokens}))  # fmt: skip
+        add("all", Measurement("purity", found.purity, "best_f1_of_live_latents",
+                               n=found.num_live, unit="latents",
+                               params={"tokens": self.tokens},
+                               reason=None if found.num_live else "no latent fires"))  # fmt: skip
+        if with_concepts and method == "sae":
+            for one in found.concepts:
+                reason = None
+                if one.num_true < self.min_true:
+                    reason = f"true of {one.num_true} tokens only"
+                add(one.concept, Measurement(
+                    "f1", None if reason else one.f1, "one_to_one", n=one.num_true, unit="tokens",
+                    params={"latent": one.latent, "precision": round(one.precision, 4),
+                            "recall": round(one.recall, 4), "frequency": one.frequency,
+                            "best_latent": one.best_latent, "best_f1": round(one.best_f1, 4),
+                            "tokens": self.tokens},
+                    reason=reason,
+                ))  # fmt: skip
+        return rows
+
+
+def groups(found: Sequence[Found]) -> dict[str, list[Found]]:
+    """All concepts, those of each scope, and those of each frequency band."""
+    grouped: dict[str, list[Found]] = {"all": list(found)}
+    for one in found:
+        grouped.setdefault(f"scope:{CONCEPTS[one.concept].scope}", []).append(one)
+    for low, high in pairwise(BANDS):
+        members = [
+            one for one in found if low <= one.frequency < high or one.frequency == high == 1
+        ]
+        if members:
+            grouped[f"frequency:{low:g}-{high:g}"] = members
+    return grouped
+
+
+def _both_signs(x: Tensor) -> Tensor:
+    """Each coordinate's excess over 0 and below 0: the neurons as a dictionary."""
+    return torch.cat([x.relu(), (-x).relu()], dim=-1)
+
+
+@torch.no_grad()
+def _codes(encode: Encode, x: Tensor) -> csr_matrix:
+    """Positive activations as a sparse matrix, float32."""
+    parts_value, parts_column, counts = [], [], []
+    width = 0
+    for low in range(0, len(x), CHUNK_ROWS):
+        z = encode(x[low : low + CHUNK_ROWS]).float().cpu()
+        width = z.shape[1]
+        rows, columns = (z > 0).nonzero(as_tuple=True)
+        parts_value.append(z[rows, columns].numpy())
+        parts_column.append(columns.numpy().astype(np.int32))
+        counts.append(torch.bincount(rows, minlength=len(z)).numpy())
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return csr_matrix(
+        (np.concatenate(parts_value), np.concatenate(parts_column), ends), shape=(len(x), width)
+    )
+
+
+def _thresholds(z: csr_matrix) -> np.ndarray:
+    """Thresholds of each latent, (levels, latents); infinite for one that is never on."""
+    columns = z.tocsc()
+    num_latents = len(columns.indptr) - 1
+    order = np.lexsort((columns.data, np.repeat(np.arange(num_latents), np.diff(columns.indptr))))
+    values = columns.data[order]
+    starts, sizes = columns.indptr[:-1], np.diff(columns.indptr)
+    out = np.full((NUM_LEVELS, num_latents), np.inf, dtype=np.float32)
+    live = sizes > 0
+
+    def at(level: float) -> np.ndarray:
+        places = starts[live] + np.minimum((level * sizes[live]).astype(int), sizes[live] - 1)
+        return values[places]
+
+    for number, level in enumerate(QUANTILES):
+        out[number, live] = at(level) if level else 0
+    for number, fraction in enumerate(FRACTIONS, start=len(QUANTILES)):
+        out[number, live] = fraction * at(0.95)
+    return out
+
+
+def _hits(
+    z: csr_matrix, thresholds: np.ndarray, truth: csr_matrix
+) -> tuple[np.ndarray, np.ndarray]:
+    """True positives (concepts, latents) and predictions (latents) at one threshold per latent."""
+    on = z.data > thresholds[z.indices]
+    fired = csr_matrix((on.astype(np.float32), z.indices, z.indptr), shape=z.shape, copy=True)
+    fired.eliminate_zeros()
+    hits = np.asarray((truth.T.astype(np.float32) @ fired).todense())
+    return hits, np.asarray(fired.sum(0)).ravel()
+
+
+def _twins(*truths: csr_matrix) -> set[int]:
+    """Concepts that are active at exactly the tokens of one that comes before them."""
+    columns = [truth.tocsc() for truth in truths]
+    seen: set[tuple[bytes, ...]] = set()
+    twins = set()
+    for number in range(len(columns[0].indptr) - 1):
+        places = tuple(
+            np.sort(c.indices[c.indptr[number] : c.indptr[number + 1]]).tobytes() for c in columns
+        )
+        if any(places) and places in seen:
+            twins.add(number)
+        seen.add(places)
+    return twins
+
+
+def recover(
+    encode: Encode, chosen: WorldTokens, scored: WorldTokens, site: str, min_true: int = 10
+) -> Recovery:
+    """Match concepts with latents on ``chosen`` and score the matches on ``scored``."""
+    z, truth = _codes(encode, chosen.x[site]), chosen.truth
+    true = np.asarray(truth.sum(0, dtype=np.int64)).ravel()
+    levels = _thresholds(z)
+    best = np.zeros((len(true), levels.shape[1]), dtype=np.float32)
+    level_of = np.zeros(best.shape, dtype=np.int8)
+    for number in range(NUM_LEVELS):
+        hits, predicted = _hits(z, levels[number], truth)
+        f1 = 2 * hits / np.maximum(1, predicted[None, :] + true[:, None])
+        better = f1 > best
+        best[better] = f1[better]
+        level_of[better] = number
+    twins = _twins(truth, scored.truth)
+    best[true < min_true] = 0
+    best[list(twins)] = 0
+    concepts, latents = linear_sum_assignment(best, maximize=True)
+    matched = dict(zip(concepts.tolist(), latents.tolist(), strict=True))
+    shared = best.argmax(1)
+
+    again, truth_again = _codes(encode, scored.x[site]), scored.truth
+    true_again = np.asarray(truth_again.sum(0, dtype=np.int64)).ravel()
+    precision = np.zeros_like(best)
+    recall = np.zeros_like(best)
+    for number in range(NUM_LEVELS):
+        hits, predicted = _hits(again, levels[number], truth_again)
+        here = level_of == number
+        precision[here] = (hits / np.maximum(1, predicted[None, :]))[here]
+        recall[here] = (hits / np.maximum(1, true_again[:, None]))[here]
+    f1 = 2 * precision * recall / np.maximum(1e-12, precision + recall)
+    enough = (true >= min_true) & (true_again >= min_true)
+    f1[~enough] = 0
+    live = np.bincount(again.indices, minlength=best.shape[1]) > 0
+    # a latent's own best concept is chosen on the first half as well
+    purity = f1[best.argmax(0), np.arange(best.shape[1])][live]
+    found = []
+    for row, name in enumerate(chosen.concepts):
+        if row in twins:
+            continue
+        latent, other = matched.get(row), int(shared[row])
+        found.append(
+            Found(
+                name,
+                float(true_again[row] / len(scored.x[site])),
+                int(true_again[row]),
+                latent,
+                0.0 if latent is None else float(f1[row, latent]),
+                0.0 if latent is None else float(precision[row, latent]),
+                0.0 if latent is None else float(recall[row, latent]),
+                other,
+                float(f1[row, other]),
+            )
+        )
+    return Recovery(found, float(purity.mean()) if live.any() else None, int(live.sum()))
