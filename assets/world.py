@@ -14,6 +14,9 @@ GROUP = "world"
 MODELS = ("world", "world-chat")
 """Bundled models that read the world."""
 
+LANGUAGES = ("dyck", "expr", "pcfg-english")
+"""Formal languages that have a bundled model."""
+
 GOALS = "goals_are_reached"
 CONCEPT_DOCUMENTS = 5000
 """Documents that the frequencies of concepts are counted on."""
@@ -70,6 +73,58 @@ def land_abilities(store: Store, model: str, num_documents: int) -> list[dict[st
     return rows
 
 
+FORMAL = {
+    "loss": ("nats per token", None, "mean surprise of the model"),
+    "floor": ("nats per token", None, "exact mean surprise of the grammar"),
+    "excess": ("nats per token", 0.05, "loss - floor"),
+    "valid_samples": ("share", 0.95, "of sampled strings, those that the grammar can make"),
+    "goes_on": ("share", 0.95, "of places where a string cannot end, those the model goes on at"),
+    "right_bracket": ("share", 0.95, "of closing brackets, those of the right type"),
+}
+"""Unit, goal and description of what is measured of a model of a formal language."""
+
+
+def land_formal(store: Store, name: str, num_strings: int) -> list[dict[str, Any]]:
+    """Measure the bundled model of a formal language, and put it into the warehouse."""
+    from sae_lib.models.config import ModelConfig
+    from sae_lib.models.inspect import resolve_model
+    from sae_lib.synthetic.formal.languages import named_language
+    from sae_lib.synthetic.formal.report import formal_report
+
+    language, cfg = named_language(name), ModelConfig(id=name)
+    folder = resolve_model(cfg)
+    assert folder is not None  # the language is known, and its model is bundled
+    rows = []
+    for what, value in formal_report(language, folder, num_strings).items():
+        if what not in FORMAL:
+            continue
+        unit, goal, description = FORMAL[what]
+        reached = None if goal is None else value <= goal if unit != "share" else value >= goal
+        rows.append(
+            {"what": what, "part": "all", "value": value, "stderr": None, "n": num_strings,
+             "unit": unit, "goal": goal, "reached": reached, "description": description}
+        )  # fmt: skip
+    _land(store, "abilities", cfg, rows)
+    return rows
+
+
+def write_page(store: Store, file: Path, documents: int) -> Path:
+    """The page on the world, with what the warehouse holds about its models."""
+    import polars as pl
+
+    from sae_lib.report.world import world_page
+
+    abilities = {}
+    for model in MODELS:
+        files = sorted(
+            (store.warehouse / "abilities" / f"model={model}").glob("*.parquet"),
+            key=lambda found: found.stat().st_mtime,
+        )
+        if files:
+            abilities[model] = pl.read_parquet(files[-1]).to_dicts()
+    return world_page(file, concept_rows(), abilities, per_kind=documents)
+
+
 def land_probes(
     store: Store, model: str, tokens: int, on_progress: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
@@ -98,7 +153,14 @@ def _land(store: Store, table: str, cfg: Any, rows: list[dict[str, Any]]) -> Non
 
 def world_assets() -> list[dg.AssetsDefinition]:
     """Inventory, abilities, probes and training; none depends on an experiment."""
-    return [_concepts_asset(), _abilities_asset(), _probes_asset(), _training_asset()]
+    return [
+        _concepts_asset(),
+        _abilities_asset(),
+        _formal_asset(),
+        _probes_asset(),
+        _page_asset(),
+        _training_asset(),
+    ]
 
 
 def _concepts_asset() -> dg.AssetsDefinition:
@@ -160,6 +222,43 @@ def _abilities_asset() -> dg.AssetsDefinition:
         )
 
     return abilities
+
+
+def _formal_asset() -> dg.AssetsDefinition:
+    @dg.asset(
+        key=dg.AssetKey([GROUP, "formal_abilities"]),
+        group_name=GROUP,
+        kinds={"torch", "parquet"},
+        partitions_def=dg.StaticPartitionsDefinition(list(LANGUAGES)),
+        description="What the bundled models learned of the formal languages: loss against the "
+        "exact floor, valid samples, right brackets. Rows of the table `abilities`.",
+    )
+    def formal_abilities(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
+        rows = land_formal(store, context.partition_key, 1000)
+        return dg.MaterializeResult(metadata={row["what"]: row["value"] for row in rows})
+
+    return formal_abilities
+
+
+def _page_asset() -> dg.AssetsDefinition:
+    @dg.asset(
+        key=dg.AssetKey([GROUP, "page"]),
+        group_name=GROUP,
+        kinds={"html"},
+        deps=[dg.AssetKey([GROUP, "abilities"])],
+        description="One page on the world: documents with their concepts, the inventory, and "
+        "what the models learned.",
+    )
+    def page(store: Store) -> dg.MaterializeResult:
+        file = write_page(store, store.root / "reports" / "world.html", 3)
+        return dg.MaterializeResult(
+            metadata={
+                "path": dg.MetadataValue.path(file),
+                "url": dg.MetadataValue.url(file.as_uri()),
+            }
+        )
+
+    return page
 
 
 def _fine(row: dict[str, Any]) -> bool:

@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 world_app = typer.Typer(help="The bundled world: sample, train, report.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
+formal_app = typer.Typer(help="Formal languages: sample, report, train.", no_args_is_help=True)
+world_app.add_typer(formal_app, name="formal")
 
 out = Console()
 err = Console(stderr=True)
@@ -45,6 +47,7 @@ Home = Annotated[
     typer.Option("--home", help="Folder of artefacts and results; default $SAE_HOME or ./.sae."),
 ]
 Device = Annotated[str, typer.Option("--device", help="Torch device: cpu, cuda, cuda:1, mps.")]
+Language = Annotated[str, typer.Argument(help="dyck, expr or pcfg-english.")]
 Experiment = Annotated[
     Path, typer.Argument(help="Experiment file, or the name of a bundled experiment.")
 ]
@@ -475,6 +478,85 @@ def world_train(
             threads=threads,
             show=display.task("training", "steps"),
         )
+
+
+@formal_app.command("sample")
+def formal_sample(
+    language: Language,
+    strings: Annotated[int, typer.Option(help="How many strings.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the language.")] = 0,
+    as_json: AsJson = False,
+):
+    """Strings of a formal language, with what is true at each token."""
+    from sae_workflows.formal import sample_rows
+
+    rows = sample_rows(language, strings, seed)
+    if as_json:
+        show_rows(rows, title="strings", as_json=True)
+        return
+    for row in rows:
+        out.print(Text(f"{row['string']} ({row['nats']:.1f} nats)", style="bold"))
+        out.print(Text(row["text"]))
+        for name, values in row["measures"].items():
+            out.print(Text(f"{name}: {' '.join(map(str, values))}", style="cyan"))
+        out.print()
+
+
+@formal_app.command("report")
+def formal_report(
+    language: Annotated[str | None, typer.Argument(help="One language; all if left out.")] = None,
+    strings: Annotated[int, typer.Option(help="Test strings.")] = 1000,
+    home: Home = None,
+    as_json: AsJson = False,
+):
+    """What the bundled models learned: loss against the exact floor; rows of `abilities`."""
+    from assets.store import Store
+    from assets.world import land_formal
+    from sae_lib.synthetic.formal.languages import LANGUAGES
+
+    store = Store(home=str(home_of(home)))
+    rows = []
+    for name in LANGUAGES if language is None else [language]:
+        rows += [{"language": name, **row} for row in land_formal(store, name, strings)]
+    keys = ("language", "what", "value", "goal", "n", "unit", "description")
+    shown = rows if as_json else [{key: row[key] for key in keys} for row in rows]
+    show_rows(shown, title="formal languages", as_json=as_json)
+
+
+@formal_app.command("train")
+def formal_train(
+    language: Language,
+    folder: Annotated[Path, typer.Argument(help="Where the model is written.")],
+    tokens: Annotated[int, typer.Option(help="Training tokens.")] = 10_240_000,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+):
+    """Train a small GPT-2 on a formal language; a killed training resumes."""
+    from sae_workflows.display import Display
+    from sae_workflows.formal import train
+
+    with Display(err) as display:
+        train(
+            language,
+            folder,
+            tokens=tokens,
+            seed=seed,
+            threads=threads,
+            show=display.task("training", "steps"),
+        )
+
+
+@world_app.command("page")
+def world_page(
+    file: Annotated[Path, typer.Argument(help="The page to write.")] = Path("world.html"),
+    documents: Annotated[int, typer.Option(help="Documents per kind.")] = 3,
+    home: Home = None,
+):
+    """Write a page on the world: documents, concepts, and what the models learned."""
+    from assets.store import Store
+    from assets.world import write_page
+
+    out.print(str(write_page(Store(home=str(home_of(home))), file, documents)), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -29,32 +29,6 @@ def sample_rows(name: str, num_strings: int, seed: int) -> list[Row]:
     return rows
 
 
-def report_rows(name: str | None, num_strings: int) -> list[Row]:
-    """Losses and accuracies of the bundled models that learned formal languages."""
-    from sae_lib.models.config import ModelConfig
-    from sae_lib.models.inspect import resolve_model
-    from sae_lib.synthetic.formal.languages import LANGUAGES, named_language
-    from sae_lib.synthetic.formal.report import formal_report
-
-    rows: list[Row] = []
-    for one in LANGUAGES if name is None else [name]:
-        language = named_language(one)
-        folder = resolve_model(ModelConfig(id=one))
-        assert folder is not None
-        found = formal_report(language, folder, num_strings)
-        rows += [
-            {"language": one, "what": what, "value": value, "unit": _unit(what)}
-            for what, value in found.items()
-        ]
-    return rows
-
-
-def _unit(what: str) -> str:
-    if what.startswith("num_"):
-        return what.removeprefix("num_")
-    return "nats per token" if what in ("loss", "floor", "excess") else "share"
-
-
 def train(
     name: str,
     folder: Path,

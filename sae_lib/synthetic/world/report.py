@@ -247,3 +247,8 @@ def world_report(
         if cfg.kind_weights.get(kind, 0) > 0:
             rows += _policy_rows(reader, cfg, kind, places, part // 2 + 1)
     return rows
+
+
+def report_json(rows: Sequence[ReportRow]) -> list[dict[str, object]]:
+    """The rows as ``training.json`` keeps them."""
+    return [row._asdict() for row in rows]

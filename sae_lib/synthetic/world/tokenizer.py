@@ -4,18 +4,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
+from sae_lib.synthetic.word_level import BOS, EOS, number_words, word_level_tokenizer
 from sae_lib.synthetic.world import concepts
 from sae_lib.synthetic.world.config import WorldConfig
 from sae_lib.synthetic.world.generate import documents
 from sae_lib.synthetic.world.kinds import KINDS
 
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
-PAD, BOS, EOS, UNK = range(4)
 MAX_CONTEXT = 256
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -29,23 +25,14 @@ CHAT_TEMPLATE = (
 def vocabulary() -> dict[str, int]:
     """Ids of the special tokens and of every declared word."""
     assert len(KINDS) > 0  # importing the kinds declares their words
-    return {word: id for id, word in enumerate([*SPECIAL_TOKENS, *concepts.words()])}
+    return number_words(concepts.words())
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Splits at spaces; words nobody declared become ``<unk>``. Adds no special tokens itself."""
-    words = Tokenizer(WordLevel(vocabulary(), unk_token="<unk>"))
-    words.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=MAX_CONTEXT,
-        chat_template=CHAT_TEMPLATE,
-    )
+    tokenizer = word_level_tokenizer(vocabulary(), max_length=MAX_CONTEXT)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 def save_tokenizer(folder: Path) -> None:

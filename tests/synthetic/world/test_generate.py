@@ -8,7 +8,15 @@ from pydantic import ValidationError
 
 from sae_lib.errors import BadInput
 from sae_lib.synthetic.world.config import WorldConfig
-from sae_lib.synthetic.world.generate import SPLITS, document, documents, floor, split_of_stream, split_of_text, text
+from sae_lib.synthetic.world.generate import (
+    SPLITS,
+    document,
+    documents,
+    floor,
+    split_of_stream,
+    split_of_text,
+    text,
+)
 from sae_lib.synthetic.world.kinds import KINDS
 from sae_lib.synthetic.world.knowledge import ATTRIBUTES, entities
 from sae_lib.synthetic.world.lexicon import TYPED_FEMALE, TYPED_MALE

@@ -6,11 +6,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_lib.errors import BadInput, MissingFile
+from sae_lib.synthetic.lm_training import learning_rate
 from sae_lib.synthetic.world.config import WorldConfig
-from sae_lib.synthetic.world.train import TrainConfig, _Contexts, learning_rate, train_world
+from sae_lib.synthetic.world.train import TrainConfig, _Contexts, train_world
 
 TINY = TrainConfig(
-    world=WorldConfig(), layers=1, hidden=16, heads=2, intermediate=16, context=16,
+    world=WorldConfig(kind_weights={"news": 1, "story": 1}), layers=1, hidden=16, heads=2,
+    intermediate=16, context=16,
     batch_contexts=4, num_tokens=30 * 64, warmup_steps=5, compile=False, long_every=3,
 )  # fmt: skip
 
@@ -93,7 +95,7 @@ def test_contexts_can_be_entered_anywhere():
     contexts = _Contexts(TINY)
     for step in range(5):
         contexts.batch(step)
-    later = _Contexts(TINY, *contexts.position)
+    later = _Contexts(TINY, **contexts.position)
     for step in range(5, 9):
         assert torch.equal(contexts.batch(step), later.batch(step))
 

@@ -67,11 +67,11 @@ def write(w: Writer, cfg: WorldConfig) -> None:
     urns = (Urn(), Urn())
     before = -1
     prefers: tuple[str, ...] = ()
-    most = 0
+    most = False
     w.say("two levers .")
     for trial in range(1, num_trials + 1):
         w.say("press", *prefers)
-        w.measure("trial", trial)
+        w.measure("trial", float(trial))
         w.measure("q-left", values[0])
         w.measure("q-right", values[1])
 
@@ -95,14 +95,14 @@ def write(w: Writer, cfg: WorldConfig) -> None:
         error = reward - values[lever]
         values[lever] += LEARNING_RATE * error
         urns[lever].add(reward)
-        before, most = lever, max(most, int(reward))
+        before, most = lever, most or reward
         prefers = _preference(*values)
         state = prefers
         if abs(error) > SURPRISE:
             state += ("bandit-surprise-good" if reward else "bandit-surprise-bad",)
         w.say("win" if reward else "loss", *state)
-        w.measure("reward", int(reward))
-        w.measure("max-reward", most)
+        w.measure("reward", float(reward))
+        w.measure("max-reward", float(most))
         w.measure("td-error", error)
         w.say(".", *state)
     higher = "left" if values[0] > values[1] else "right" if values[1] > values[0] else "neither"
@@ -111,7 +111,7 @@ def write(w: Writer, cfg: WorldConfig) -> None:
 
 def action_places(words: Sequence[str]) -> list[ActionPlace]:
     """The choices in the words of a bandit document, with their probabilities."""
-    values = dict.fromkeys(LEVERS, 0.0)
+    values: dict[str, float] = dict.fromkeys(LEVERS, 0.0)
     found = []
     for place in range(4, len(words) - 3, 5):
         found.append(ActionPlace(place, LEVERS, chance(values["left"], values["right"])))
@@ -141,7 +141,7 @@ def _mirrored(w: Writer, cfg: WorldConfig) -> PromptPair:
         clear = [
             found
             for found in action_places(words)
-            if abs(found.probability - 0.5) > chance(PREFERENCE, 0) - 0.5
+            if abs(found.probability - 0.5) > chance(PREFERENCE, 0.0) - 0.5
         ]
         if clear:
             break

@@ -151,7 +151,7 @@ def _journey(w: Writer, traveller: _Traveller, urns: tuple[tuple[Urn, Urn], ...]
     elif error < -DISAPPOINTMENT:
         state += ("decision-surprise-bad",)
     w.say("gold" if reward else "nothing", *state)
-    w.measure("reward", int(reward))
+    w.measure("reward", float(reward))
     w.measure("td-error-door", error)
     w.say(".", *state)
 

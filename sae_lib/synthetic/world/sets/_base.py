@@ -108,15 +108,21 @@ def task_rows(name: str, split: str, num: int, cfg: WorldConfig | None = None) -
 
 
 def kept(rows: Iterable[Row], split: str, texts: tuple[str, ...]) -> Iterator[Row]:
-    """Rows all of whose ``texts`` belong to ``split`` and that did not come before.
+    """Rows all of whose ``texts`` belong to ``split`` and that did not come before."""
+    return distinct(
+        rows, texts, lambda row: all(split_of_text(row[column]) == split for column in texts)
+    )
 
-    Ends when nothing new came for a while.
-    """
+
+def distinct(
+    rows: Iterable[Row], columns: tuple[str, ...], wanted: Callable[[Row], bool] = lambda row: True
+) -> Iterator[Row]:
+    """Wanted rows whose ``columns`` did not come before. Ends when nothing new came for a while."""
     seen: set[Hashable] = set()
     misses = 0
     for row in rows:
-        told = tuple(row[column] for column in texts)
-        if told in seen or any(split_of_text(text) != split for text in told):
+        told = tuple(row[column] for column in columns)
+        if told in seen or not wanted(row):
             misses += 1
             if misses == PATIENCE:
                 return
