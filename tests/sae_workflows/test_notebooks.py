@@ -1,4 +1,4 @@
-"""The notebook reads a finished study."""
+"""The notebooks run from beginning to end and show what they are about."""
 
 from pathlib import Path
 
@@ -33,3 +33,14 @@ def test_the_results_notebook_runs_on_a_finished_study(write, tmp_path: Path, mo
         if output.output_type == "execute_result"
     ]
     assert any("topk-w16-k2-s0" in text for text in shown)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_notebook_of_the_world_shows_documents_and_concepts(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SAE_HOME", str(tmp_path))
+    notebook = nbformat.read(NOTEBOOKS / "world.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
+    shown = str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
+    assert "<mark>" in shown
+    assert "sae world report" in shown, "nothing was measured in this home, and the cell says so"
