@@ -13,10 +13,10 @@ from sae_lib.synthetic.formal.report import formal_report
 from sae_lib.synthetic.formal.train import (
     FormalTrainConfig,
     _Contexts,
-    learning_rate,
     new_model,
     train_formal,
 )
+from sae_lib.synthetic.lm_training import learning_rate
 from sae_lib.synthetic.word_level import BOS, EOS
 
 TINY = FormalTrainConfig(
@@ -116,19 +116,19 @@ def test_contexts_are_whole_strings_but_for_the_last():
     strings = list(formal_strings(TINY.language, 0, 100))
     ids = vocabulary(TINY.language)
     used = 0
-    for row in contexts.batch().tolist():
+    for row in contexts.batch(0).tolist():
         expected: list[int] = []
         while len(expected) < TINY.context:
             expected += [BOS, *(ids[word] for word in strings[used].tokens), EOS]
             used += 1
         assert row == expected[: TINY.context]
-    assert contexts.next == used
+    assert contexts.position == {"string": used}
 
 
 def test_the_loss_leaves_out_the_beginnings_of_strings(tmp_path):
     cfg = TINY.but(num_tokens=160, bf16=False)
     train_formal(tmp_path / "model", cfg, work_dir=tmp_path / "work", report_strings=0)
-    ids = _Contexts(cfg).batch()
+    ids = _Contexts(cfg).batch(0)
     with torch.no_grad():
         log_p = new_model(cfg)(input_ids=ids).logits.log_softmax(-1)
     guessed = [
