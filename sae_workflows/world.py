@@ -102,6 +102,51 @@ def coverage_rows(database: Path, experiment: str) -> list[Row]:
     return query(database, COVERAGE, [experiment]).to_dicts()
 
 
+PLANTED = {
+    "fvu": "FVU",
+    "l0": "L0",
+    "l2_ratio": "L2 ratio",
+    "mmcs": "MMCS",
+    "max_decoder_cosine": "nearest cosine",
+    "coverage": "coverage",
+    "absorption": "absorption",
+    "probing": "k=1 accuracy",
+    "parent_probing": "k=1 on parents",
+}
+"""Columns of the table of planted controls, by name of the metric."""
+
+
+def planted_rows(
+    *,
+    seed: int,
+    overcomplete: bool,
+    absorbed: float,
+    num_bags: int,
+    wide: bool,
+    show: Callable[[int, int], None],
+) -> list[Row]:
+    """Oracle and broken controls: what the metrics find, and in brackets what they must find."""
+    from sae_lib.evaluate.planted import ORTHONORMAL, OVERCOMPLETE
+    from sae_lib.evaluate.planted import planted_rows as measure
+    from sae_lib.synthetic.controls import controls
+
+    cfg = (OVERCOMPLETE if overcomplete else ORTHONORMAL).but(seed=seed)
+    found = measure(cfg, controls(cfg, absorbed=absorbed), num_bags=num_bags, on_progress=show)
+    if not wide:
+        return [row._asdict() for row in found]
+    cells = {(row.coder, row.metric): row for row in found}
+    return [
+        {"coder": coder}
+        | {title: _with_expected(cells[coder, metric]) for metric, title in PLANTED.items()}
+        for coder in dict.fromkeys(row.coder for row in found)
+    ]
+
+
+def _with_expected(row: Any) -> str:
+    value = "none" if row.value is None else f"{row.value:.3f}"
+    return value if row.expected is None else f"{value} ({row.expected:.3f})"
+
+
 def train(
     folder: Path,
     *,
