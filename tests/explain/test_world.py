@@ -25,7 +25,8 @@ NUM_DOCUMENTS = 600
 @pytest.fixture(scope="module")
 def read():
     """Token ids, their documents, and where each of `CONCEPTS` is active (tokens, concepts)."""
-    drawn = list(documents(WorldConfig(), 0, NUM_DOCUMENTS))
+    kinds = {kind: 1.0 for kind in ("biography", "facts", "news", "review", "story")}
+    drawn = list(documents(WorldConfig(kind_weights=kinds), 0, NUM_DOCUMENTS))
     ids = [encode(document.tokens) for document in drawn]
     column = {name: i for i, name in enumerate(concept_ids())}
     truth = concept_matrix(drawn, with_specials=False)[:, [column[name] for name in CONCEPTS]]

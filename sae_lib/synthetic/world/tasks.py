@@ -90,7 +90,8 @@ def _unit(*parts: object) -> float:
     return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest()) / 2**64
 
 
-def _examples(task: LabelledTask, cfg: WorldConfig, split: str) -> Iterator[tuple[str, int]]:
+def examples_of(task: LabelledTask, cfg: WorldConfig, split: str) -> Iterator[tuple[str, int]]:
+    """Texts and labels of a split without end, classes as they come."""
     if task.examples is not None:
         yield from task.examples(f"{cfg.seed}/{split}")
         return
@@ -117,7 +118,7 @@ def task_documents(
     quota = [num // num_classes + (place < num % num_classes) for place in range(num_classes)]
     texts: list[str] = []
     labels: list[int] = []
-    examples = _examples(task, cfg, split)
+    examples = examples_of(task, cfg, split)
     while len(texts) < num:
         text, label = next(examples)
         if quota[label] == 0:
@@ -137,11 +138,11 @@ def steering_texts(
     """``num`` texts with the concept, as many without it, and as many prompts."""
     concept, cfg = get_steering_concept(name), cfg or WorldConfig()
     _check_split(split)
-    stream = f"steering/{name}/{split}"
+    stream = f"steering/{name}"
 
     def texts(kind: str, wanted: bool) -> list[str]:
         found: list[str] = []
-        for doc in documents(cfg.but(kind_weights={kind: 1.0}), split=f"{stream}/{wanted}"):
+        for doc in documents(cfg.but(kind_weights={kind: 1.0}), split=f"{stream}/{wanted}/{split}"):
             if len(found) == num:
                 break
             if (doc.labels.get(concept.key) == concept.value) == wanted:
@@ -152,7 +153,7 @@ def steering_texts(
     prompts: dict[str, int] = {}
     repeated: list[str] = []
     for index in range(50 * num):
-        doc = document(prompt_cfg, index, split=f"{stream}/prompt")
+        doc = document(prompt_cfg, index, split=f"{stream}/prompt/{split}")
         key, value = concept.prompt_where
         if doc.labels.get(key, "") != value:
             continue
@@ -170,7 +171,7 @@ def steering_texts(
     )
 
 
-def _draws(what: str, name: str, split: str, cfg: WorldConfig) -> Iterator[Writer]:
+def writers(what: str, name: str, split: str, cfg: WorldConfig) -> Iterator[Writer]:
     """Writers without end, each with a seed that depends on its number and the arguments."""
     _check_split(split)
     index = 0
@@ -192,7 +193,7 @@ def answer_prompts(
     if task.chat:
         cfg = cfg.but(chat=True)
     found: dict[str, Prompt] = {}
-    for tried, w in enumerate(_draws("answers", name, split, cfg)):
+    for tried, w in enumerate(writers("answers", name, split, cfg)):
         if len(found) == num or tried == 50 * num:
             break
         prompt = task.prompt(w, cfg)
@@ -207,10 +208,10 @@ def prompt_pairs(
     """``num`` different minimal pairs, fewer where there are fewer."""
     task, cfg = PAIRS[name], cfg or WorldConfig()
     found: dict[str, PromptPair] = {}
-    for tried, w in enumerate(_draws("pairs", name, split, cfg)):
+    for tried, w in enumerate(writers("pairs", name, split, cfg)):
         if len(found) == num or tried == 50 * num:
             break
         pair = task.pair(w, cfg)
-        if split_of_text(pair.clean) == split:
+        if split_of_text(pair.clean) == split == split_of_text(pair.patch):
             found.setdefault(pair.clean, pair)
     return list(found.values())

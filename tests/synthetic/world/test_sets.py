@@ -41,7 +41,7 @@ _CHECK = """if True:
         return tuple(row[column] for column in columns)
 
     for name, found in SETS.items():
-        num = 200 if name in FEW else 12
+        num = 120 if name in FEW else 8
         rows = {split: task_rows(name, split, num) for split in SPLITS}
         if task_rows(name, "test", num // 2) != rows["test"][: num // 2]:
             print(name, "gives other rows when more are taken")

@@ -18,7 +18,7 @@ from sae_lib.synthetic.world.task import (
     PairTask,
     SteeringConcept,
 )
-from sae_lib.synthetic.world.tasks import _draws, _examples
+from sae_lib.synthetic.world.tasks import examples_of, writers
 
 EXTRA_USES: dict[str, tuple[str, ...]] = {
     "steer-anger": ("emotion-steering",),
@@ -47,7 +47,7 @@ def labelled_rows(task: LabelledTask, split: str, cfg: WorldConfig) -> Iterator[
         kept(
             (
                 {"text": words, "label": label, "class": task.classes[label]}
-                for words, label in _examples(task, cfg, split)
+                for words, label in examples_of(task, cfg, split)
             ),
             split,
             ("text",),
@@ -142,7 +142,7 @@ for _name, _concept in STEERING.items():
 def _answer_rows(task: AnswerTask, split: str, cfg: WorldConfig) -> Iterator[Row]:
     if task.chat:
         cfg = cfg.but(chat=True)
-    for w in _draws("answers", task.name, split, cfg):
+    for w in writers("answers", task.name, split, cfg):
         prompt = task.prompt(w, cfg)
         yield {
             "prompt": prompt.text,
@@ -171,7 +171,7 @@ for _name, _answer in ANSWERS.items():
 
 
 def _pair_rows(task: PairTask, split: str, cfg: WorldConfig) -> Iterator[Row]:
-    for w in _draws("pairs", task.name, split, cfg):
+    for w in writers("pairs", task.name, split, cfg):
         pair = task.pair(w, cfg)
         yield {
             "clean_prefix": pair.clean,
