@@ -12,9 +12,11 @@ def sample_rows(num_documents: int, seed: int, *, kind: str = "", chat: bool = F
     """Test documents with their kind, labels and the concepts active in them."""
     from sae_lib.synthetic.world.config import WorldConfig
     from sae_lib.synthetic.world.generate import documents, text
+    from sae_lib.synthetic.world.kinds import KINDS
 
     cfg = WorldConfig(seed=seed, chat=chat)
     if kind:
+        KINDS[kind]  # an unknown one is answered with the nearest name
         cfg = cfg.but(kind_weights={kind: 1.0})
     return [
         {
@@ -89,7 +91,9 @@ select site, variant, method, task as "group", n as concepts,
     round(max(value) filter (cast(params->>'f1' as double) = 0.5 and definition = 'one_to_one'), 3)
         as "F1 >= .5",
     round(max(value) filter (cast(params->>'f1' as double) = 0.8 and definition = 'shared'), 3)
-        as "F1 >= .8, latents shared"
+        as "F1 >= .8, latents shared",
+    round(max(value) filter (cast(params->>'f1' as double) = 0.8 and definition like 'union%'), 3)
+        as "F1 >= .8, up to 10 latents"
 from best where newest = 1
 group by all order by site, variant, method = 'sae' desc, method, task
 """

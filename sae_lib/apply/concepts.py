@@ -10,10 +10,14 @@ each match is scored on the other half, which nobody has looked at:
 ``coverage`` at tau is the share of *all* concepts of the inventory whose match reaches F1 >= tau;
 a concept that hardly occurs in the text counts as not recovered. Concepts that are active at
 exactly the same tokens (a kind of document, and that it has some topic) are one concept, listed
-under the first of their names. ``purity`` is the mean over live
-latents of the best F1 with any concept. Methods, in the column ``method``: ``sae``; and as floors
-``random_dictionary`` (same width, same number of latents on) and ``coordinates`` (each coordinate
-of the activation, both signs).
+under the first of their names. A dictionary may
+split a concept over several latents (one per word, say): ``union`` scores the best few latents
+together, predicting the concept where any of them does, chosen greedily on the first half.
+``purity`` is the mean over live latents of the best F1 with any concept.
+
+Methods, in the column ``method``: ``sae``; and as floors ``random_dictionary`` (same width, same
+number of latents on) and ``coordinates`` (each coordinate of the activation, both signs; without
+unions).
 
 Sources: Huben et al. 2023 (ground-truth recovery), Karvonen et al. 2024 (coverage of known board
 properties, F1 over thresholds). Differs from them: one latent for one concept, thresholds and
@@ -21,6 +25,7 @@ matches chosen on other text than is scored.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from math import sqrt
 from typing import ClassVar, Literal, NamedTuple
@@ -53,6 +58,8 @@ BANDS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Edges of the frequency bands, shares of tokens."""
 
 CHUNK_ROWS = 8192
+MOST_CANDIDATES = 64
+"""Latents that a union is chosen from: those that hit the concept most often."""
 
 
 class Found(NamedTuple):
@@ -77,6 +84,8 @@ class Found(NamedTuple):
     """The best latent when several concepts may share one."""
 
     best_f1: float
+    union_f1: float
+    """Of up to ``union`` latents together."""
 
 
 class Recovery(NamedTuple):
@@ -105,17 +114,21 @@ class ConceptsConfig(ApplicationConfig):
         Paper("Karvonen et al. 2024", "https://arxiv.org/abs/2408.00113", "coverage"),
     )
     summary: ClassVar = "Which of the world's true concepts have a latent of their own."
+    needs: ClassVar = frozenset({"labelled_texts"})
     headline: ClassVar = "coverage"
     dials: ClassVar = ("tokens", "f1")
 
     kind: Literal["concepts"] = "concepts"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Name in experiment files."""
 
-    tokens: int = Field(default=200_000, ge=1000)
+    tokens: int = Field(default=100_000, ge=1000)
     """Words to choose thresholds and matches on, and as many others to score them on."""
 
     f1: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9)
     """Values of F1 from which on a concept counts as recovered."""
+
+    union: int = Field(default=10, ge=1)
+    """Latents that may share a concept where splitting is forgiven."""
 
     min_true: int = Field(default=10, ge=1)
     """Concepts with fewer true tokens in either half count as not recovered."""
@@ -141,27 +154,28 @@ class ConceptsConfig(ApplicationConfig):
         steps = 2 * len(bench.coders) + 1
         on_progress(1, steps)
         floor = self._rows(
-            "coordinates", recover(_both_signs, chosen, scored, bench.site, self.min_true)
+            "coordinates",
+            recover(_both_signs, chosen, scored, bench.site, self.min_true, 0),
         )
         applied = {}
         for done, (name, coder) in enumerate(bench.coders.items()):
             encode = encoder(coder)
-            rows = self._rows("sae", recover(encode, chosen, scored, bench.site, self.min_true))
+            rows = self._rows(
+                "sae", recover(encode, chosen, scored, bench.site, self.min_true, self.union)
+            )
             on_progress(2 * done + 2, steps)
             x = chosen.x[bench.site]
             num_on = max(1, round(float((encode(x[:4096]) > 0).sum(1).float().mean())))
             control = random_dictionary(x.mean(0), coder.d_sae, num_on, self.seed)
             rows += self._rows(
-                "random_dictionary", recover(control, chosen, scored, bench.site, self.min_true),
-                with_concepts=False,
-            )  # fmt: skip
+                "random_dictionary",
+                recover(control, chosen, scored, bench.site, self.min_true, self.union),
+            )
             on_progress(2 * done + 3, steps)
             applied[name] = Applied([*rows, *floor], [])
         return applied
 
-    def _rows(
-        self, method: str, found: Recovery, *, with_concepts: bool = True
-    ) -> list[ApplicationRow]:
+    def _rows(self, method: str, found: Recovery) -> list[ApplicationRow]:
         rows = []
 
         def add(task: str, measurement: Measurement) -> None:
@@ -172,7 +186,10 @@ class ConceptsConfig(ApplicationConfig):
                 for definition, values in (
                     ("one_to_one", [one.f1 for one in members]),
                     ("shared", [one.best_f1 for one in members]),
+                    (f"union_of_{self.union}", [one.union_f1 for one in members]),
                 ):
+                    if definition.startswith("union") and method == "coordinates":
+                        continue
                     share = sum(value >= tau for value in values) / len(values)
                     error = sqrt(share * (1 - share) / len(values))
                     add(group, Measurement("coverage", share, definition, stderr=error,
@@ -182,7 +199,7 @@ class ConceptsConfig(ApplicationConfig):
                                n=found.num_live, unit="latents",
                                params={"tokens": self.tokens},
                                reason=None if found.num_live else "no latent fires"))  # fmt: skip
-        if with_concepts and method == "sae":
+        if method == "sae":
             for one in found.concepts:
                 reason = None
                 if one.num_true < self.min_true:
@@ -192,6 +209,7 @@ class ConceptsConfig(ApplicationConfig):
                     params={"latent": one.latent, "precision": round(one.precision, 4),
                             "recall": round(one.recall, 4), "frequency": one.frequency,
                             "best_latent": one.best_latent, "best_f1": round(one.best_f1, 4),
+                            "union_f1": round(one.union_f1, 4),
                             "tokens": self.tokens},
                     reason=reason,
                 ))  # fmt: skip
@@ -282,8 +300,78 @@ def _twins(*truths: csr_matrix) -> set[int]:
     return twins
 
 
+class _Fired:
+    """Where each latent is above its thresholds, and where each concept is true."""
+
+    def __init__(self, z: csr_matrix, levels: np.ndarray, truth: csr_matrix) -> None:
+        self._z, self._levels, self._truth = z.tocsc(), levels, truth.tocsc()
+        self.num_tokens = len(z.indptr) - 1
+
+    def true(self, concept: int) -> np.ndarray:
+        """Tokens at which the concept is active, as a mask."""
+        mask = np.zeros(self.num_tokens, dtype=bool)
+        start, end = self._truth.indptr[concept : concept + 2]
+        mask[self._truth.indices[start:end]] = True
+        return mask
+
+    def on(self, latent: int, level: int) -> np.ndarray:
+        """Tokens at which the latent is above its threshold of that level."""
+        start, end = self._z.indptr[latent : latent + 2]
+        return self._z.indices[start:end][self._z.data[start:end] > self._levels[level, latent]]
+
+    def common(self, concept: int) -> np.ndarray:
+        """The latents that are on most often where the concept is true."""
+        rows = np.flatnonzero(self.true(concept))
+        counts = np.zeros(self._levels.shape[1], dtype=np.int64)
+        inside = np.zeros(self.num_tokens, dtype=bool)
+        inside[rows] = True
+        np.add.at(counts, self._column_of[inside[self._z.indices]], 1)
+        order = np.argsort(-counts, kind="stable")[:MOST_CANDIDATES]
+        return order[counts[order] > 0]
+
+    @cached_property
+    def _column_of(self) -> np.ndarray:
+        return np.repeat(np.arange(self._levels.shape[1]), np.diff(self._z.indptr))
+
+    def f1_of(self, concept: int, latents: Sequence[int], level_of: np.ndarray) -> float:
+        """F1 of predicting the concept wherever one of the latents is on."""
+        true, covered = self.true(concept), np.zeros(self.num_tokens, dtype=bool)
+        for latent in latents:
+            covered[self.on(latent, int(level_of[latent]))] = True
+        return float(2 * (true & covered).sum() / max(1, true.sum() + covered.sum()))
+
+
+def _union(fired: _Fired, concept: int, level_of: np.ndarray, most: int) -> list[int]:
+    """Latents that together predict the concept best, added one by one while F1 rises."""
+    true = fired.true(concept)
+    num_true, hits, predicted, best = int(true.sum()), 0, 0, 0.0
+    left = {int(j): fired.on(int(j), int(level_of[j])) for j in fired.common(concept)}
+    covered = np.zeros(fired.num_tokens, dtype=bool)
+    members: list[int] = []
+    while left and len(members) < most:
+        scores = {}
+        for latent, tokens in left.items():
+            new = tokens[~covered[tokens]]
+            more = int(true[new].sum())
+            f1 = 2 * (hits + more) / max(1, num_true + predicted + len(new))
+            scores[latent] = (f1, more, len(new))
+        latent = max(scores, key=lambda one: scores[one][0])
+        f1, more, new = scores[latent]
+        if f1 <= best:
+            break
+        best, hits, predicted = f1, hits + more, predicted + new
+        covered[left.pop(latent)] = True
+        members.append(latent)
+    return members
+
+
 def recover(
-    encode: Encode, chosen: WorldTokens, scored: WorldTokens, site: str, min_true: int = 10
+    encode: Encode,
+    chosen: WorldTokens,
+    scored: WorldTokens,
+    site: str,
+    min_true: int = 10,
+    union: int = 10,
 ) -> Recovery:
     """Match concepts with latents on ``chosen`` and score the matches on ``scored``."""
     z, truth = _codes(encode, chosen.x[site]), chosen.truth
@@ -319,10 +407,12 @@ def recover(
     live = np.bincount(again.indices, minlength=best.shape[1]) > 0
     # a latent's own best concept is chosen on the first half as well
     purity = f1[best.argmax(0), np.arange(best.shape[1])][live]
+    first, second = (_Fired(z, levels, truth), _Fired(again, levels, truth_again))
     found = []
     for row, name in enumerate(chosen.concepts):
         if row in twins:
             continue
+        members = _union(first, row, level_of[row], union) if enough[row] and union else []
         latent, other = matched.get(row), int(shared[row])
         found.append(
             Found(
@@ -335,6 +425,7 @@ def recover(
                 0.0 if latent is None else float(recall[row, latent]),
                 other,
                 float(f1[row, other]),
+                second.f1_of(row, members, level_of[row]) if members else 0.0,
             )
         )
     return Recovery(found, float(purity.mean()) if live.any() else None, int(live.sum()))

@@ -69,6 +69,19 @@ def test_a_threshold_separates_a_strong_concept_from_a_weak_one():
     assert one["digit"].precision > 0.95
 
 
+def test_a_union_forgives_splitting_and_a_single_latent_does_not():
+    (first, _), (second, _) = planted(0), planted(1)
+
+    def encode(x):  # animals are split over birds and the others, beside a latent of digits
+        return torch.stack([x[:, 1], x[:, 0] * (x[:, 1] == 0), x[:, 3]], dim=1)
+
+    one = by_name(recover(encode, first, second, "here"))["animal"]
+    assert one.f1 < 0.8
+    assert one.union_f1 == pytest.approx(1.0)
+    alone = by_name(recover(encode, first, second, "here", union=1))["animal"]
+    assert alone.union_f1 == pytest.approx(alone.best_f1)
+
+
 def test_scores_come_from_the_other_half():
     (first, _), (second, _) = planted(0), planted(1)
     wrong = second._replace(truth=csr_matrix(np.roll(second.truth.toarray(), 7, axis=0)))

@@ -206,9 +206,9 @@ def test_the_world_is_shown_with_its_concepts_and_what_was_learned(tmp_path: Pat
     concepts = json.loads(sae("world", "concepts", "--json", home=tmp_path).stdout)
     assert len(concepts) >= 150
     rows = json.loads(sae("world", "report", "--documents", "40", "--json", home=tmp_path).stdout)
-    found = {(row["what"], row["kind"]): row["value"] for row in rows}
+    found = {(row["what"], row["part"]): row["value"] for row in rows}
     assert found["excess", "all"] < 0.1
-    assert found["recall_of_known", "all"] > 0.95
+    assert found["recall", "all"] > 0.95
     assert all(row.keys() == rows[0].keys() for row in rows)
 
 

@@ -205,13 +205,16 @@ def answer_prompts(
 def prompt_pairs(
     name: str, split: str, num: int, *, cfg: WorldConfig | None = None
 ) -> list[PromptPair]:
-    """``num`` different minimal pairs, fewer where there are fewer."""
+    """``num`` different minimal pairs, fewer where there are fewer.
+
+    A pair belongs to the split of its clean text; `sets` keeps both texts to it.
+    """
     task, cfg = PAIRS[name], cfg or WorldConfig()
     found: dict[str, PromptPair] = {}
     for tried, w in enumerate(writers("pairs", name, split, cfg)):
         if len(found) == num or tried == 50 * num:
             break
         pair = task.pair(w, cfg)
-        if split_of_text(pair.clean) == split == split_of_text(pair.patch):
+        if split_of_text(pair.clean) == split:
             found.setdefault(pair.clean, pair)
     return list(found.values())

@@ -2,12 +2,12 @@ from itertools import islice
 
 from transformers import AutoTokenizer
 
+from sae_lib.synthetic.word_level import UNK
 from sae_lib.synthetic.world.config import WorldConfig
 from sae_lib.synthetic.world.generate import documents, text
 from sae_lib.synthetic.world.tokenizer import (
     BOS,
     EOS,
-    UNK,
     build_tokenizer,
     encode,
     save_tokenizer,
