@@ -15,9 +15,10 @@ split a concept over several latents (one per word, say): ``union`` scores the b
 together, predicting the concept where any of them does, chosen greedily on the first half.
 ``purity`` is the mean over live latents of the best F1 with any concept.
 
-Methods, in the column ``method``: ``sae``; and as floors ``random_dictionary`` (same width, same
-number of latents on) and ``coordinates`` (each coordinate of the activation, both signs; without
-unions).
+Methods, in the column ``method``: ``sae``; as a ceiling for one direction and one threshold per
+concept ``linear_probes`` (least squares on the labels of the first half); and as floors
+``random_dictionary`` (same width, same number of latents on) and ``coordinates`` (each coordinate of
+the activation, both signs). The ceiling and the coordinates have no unions.
 
 Sources: Huben et al. 2023 (ground-truth recovery), Karvonen et al. 2024 (coverage of known board
 properties, F1 over thresholds). Differs from them: one latent for one concept, thresholds and
@@ -39,6 +40,7 @@ from torch import Tensor
 
 from sae_lib.activations.world_tokens import WorldTokens, enough_documents, read_world
 from sae_lib.apply.base import ApplicationConfig, Applied, Bench, OnProgress, register
+from sae_lib.apply.concept_probes import ridge
 from sae_lib.apply.probing import random_dictionary
 from sae_lib.apply.reading import Encode, encoder
 from sae_lib.errors import NotApplicable
@@ -58,6 +60,12 @@ BANDS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Edges of the frequency bands, shares of tokens."""
 
 CHUNK_ROWS = 8192
+WITHOUT_UNIONS = ("linear_probes", "coordinates")
+"""Methods that have a latent on at nearly every token, or one for each concept."""
+
+LEAST_SCORE = 0.15
+"""Scores of linear probes from which on they are on; a true token's is 1 at best."""
+
 MOST_CANDIDATES = 64
 """Latents that a union is chosen from: those that hit the concept most often."""
 
@@ -154,6 +162,10 @@ class ConceptsConfig(ApplicationConfig):
         steps = 2 * len(bench.coders) + 1
         on_progress(1, steps)
         floor = self._rows(
+            "linear_probes",
+            recover(_linear(chosen, bench.site), chosen, scored, bench.site, self.min_true, 0),
+        )
+        floor += self._rows(
             "coordinates",
             recover(_both_signs, chosen, scored, bench.site, self.min_true, 0),
         )
@@ -188,7 +200,7 @@ class ConceptsConfig(ApplicationConfig):
                     ("shared", [one.best_f1 for one in members]),
                     (f"union_of_{self.union}", [one.union_f1 for one in members]),
                 ):
-                    if definition.startswith("union") and method == "coordinates":
+                    if definition.startswith("union") and method in WITHOUT_UNIONS:
                         continue
                     share = sum(value >= tau for value in values) / len(values)
                     error = sqrt(share * (1 - share) / len(values))
@@ -228,6 +240,14 @@ def groups(found: Sequence[Found]) -> dict[str, list[Found]]:
         if members:
             grouped[f"frequency:{low:g}-{high:g}"] = members
     return grouped
+
+
+def _linear(chosen: WorldTokens, site: str) -> Encode:
+    """One latent per concept: the least-squares score of its indicator, less `LEAST_SCORE`."""
+    weights, mean = ridge(chosen.x[site], chosen.truth)
+    share = torch.from_numpy(np.asarray(chosen.truth.mean(0)).ravel()).float()
+    weights, mean = weights.float(), mean.float()
+    return lambda x: ((x.float() - mean) @ weights + share - LEAST_SCORE).relu()
 
 
 def _both_signs(x: Tensor) -> Tensor:

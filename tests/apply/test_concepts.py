@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from sae_lib.activations.world_tokens import WorldTokens, enough_documents, read_world
 from sae_lib.apply.concept_probes import auc, probe_concepts, ridge
-from sae_lib.apply.concepts import ConceptsConfig, groups, recover
+from sae_lib.apply.concepts import ConceptsConfig, _linear, groups, recover
 from sae_lib.errors import BadInput, NotApplicable
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.language_model import load_model
@@ -80,6 +80,16 @@ def test_a_union_forgives_splitting_and_a_single_latent_does_not():
     assert one.union_f1 == pytest.approx(1.0)
     alone = by_name(recover(encode, first, second, "here", union=1))["animal"]
     assert alone.union_f1 == pytest.approx(alone.best_f1)
+
+
+def test_linear_probes_find_mixed_directions_that_no_coordinate_shows():
+    (first, x), (second, y) = planted(0), planted(1)
+    mix = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0))).Q
+    first, second = (t._replace(x={"here": v @ mix}) for t, v in ((first, x), (second, y)))
+    found = recover(_linear(first, "here"), first, second, "here", union=0)
+    assert found.coverage(0.9) == 1
+    assert recover(lambda x: x.relu(), first, second, "here").coverage(0.9) < 1
+    assert all(one.union_f1 == 0 for one in found.concepts), "nobody asked for unions"
 
 
 def test_scores_come_from_the_other_half():
