@@ -95,7 +95,7 @@ select site, variant, method, task as "group", n as concepts,
     round(max(value) filter (cast(params->>'f1' as double) = 0.8 and definition like 'union%'), 3)
         as "F1 >= .8, up to 10 latents"
 from best where newest = 1
-group by all order by site, variant, method = 'sae' desc, method, task
+group by all order by site, variant, method desc, task
 """
 """Coverage of concepts by group, for every SAE of an experiment and the floors beside it."""
 

@@ -17,8 +17,8 @@ together, predicting the concept where any of them does, chosen greedily on the 
 
 Methods, in the column ``method``: ``sae``; as a ceiling for one direction and one threshold per
 concept ``linear_probes`` (least squares on the labels of the first half); and as floors
-``random_dictionary`` (same width, same number of latents on) and ``coordinates`` (each coordinate of
-the activation, both signs). The ceiling and the coordinates have no unions.
+``random_dictionary`` (same width, same number of latents on) and ``coordinates`` (each coordinate
+of the activation, both signs). The ceiling and the coordinates have no unions.
 
 Sources: Huben et al. 2023 (ground-truth recovery), Karvonen et al. 2024 (coverage of known board
 properties, F1 over thresholds). Differs from them: one latent for one concept, thresholds and

@@ -9,6 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from sae_lib.warehouse.rows import ApplicationRow, Measurement
+from sae_lib.warehouse.write import Provenance, write_rows
+
 SAE = Path(sys.executable).parent / "sae"
 
 
@@ -85,3 +88,28 @@ def test_planted_controls_measure_what_is_known_in_advance(tmp_path: Path):
     merged = next(row for (coder, metric), row in cells.items()
                   if metric == "absorption" and coder.startswith("merged"))  # fmt: skip
     assert merged["value"] == pytest.approx(0.4, abs=0.03)
+
+
+def test_coverage_is_told_by_site_method_and_group(tmp_path: Path):
+    rows = [
+        ApplicationRow(
+            "concepts", method, "all",
+            Measurement("coverage", value, definition, n=7, params={"f1": f1}),
+        )
+        for method, definition, f1, value in (
+            ("sae", "one_to_one", 0.8, 0.25), ("sae", "one_to_one", 0.5, 0.5),
+            ("sae", "shared", 0.8, 0.375), ("sae", "union_of_10", 0.8, 0.625),
+            ("random_dictionary", "one_to_one", 0.8, 0.125),
+        )
+    ]  # fmt: skip
+    cell = {"experiment": "x", "site": "resid_post.0", "variant": "v"}
+    write_rows(tmp_path / "warehouse", "applications", cell, rows, Provenance("world", "abc"))
+    done = world("coverage", "x", "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {row["method"]: row for row in json.loads(done.stdout)}
+    assert list(found) == ["sae", "random_dictionary"]
+    assert [found["sae"][key] for key in ("concepts", "F1 >= .8", "F1 >= .5")] == [7, 0.25, 0.5]
+    assert found["sae"]["F1 >= .8, latents shared"] == 0.375
+    assert found["sae"]["F1 >= .8, up to 10 latents"] == 0.625
+    assert found["random_dictionary"]["F1 >= .8"] == 0.125
+    assert found["random_dictionary"]["F1 >= .5"] is None
