@@ -15,7 +15,7 @@ def world_model_dir() -> Path:
     if not (folder / "model.safetensors").exists():
         raise MissingFile(
             "the bundled model is missing; install the package with its data, or make it with "
-            "`python -m sae_lib.synthetic.world.train`",
+            "`sae world train FOLDER`",
             file=folder,
         )
     return folder

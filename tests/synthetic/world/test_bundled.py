@@ -104,7 +104,7 @@ def test_the_shipped_models_know_their_world(name):
     for row in rows:
         if row.goal is None or row.what in {"excess", *MISSED}:
             continue
-        slack = 0.07 if row.unit == "share" else -0.01  # of 30 prompts one may be wrong
+        slack = 0.07 if row.unit == "share" else 0.0  # of 30 prompts one may be wrong
         assert row._replace(value=row.value + slack).reached, row
     if name == "world":
         assert 0.5 < found["says-unknown-of-unseen", "all"].value < 0.98, "refusals and inventions"
