@@ -1,73 +1,89 @@
-"""The latents of a training step of the top-k family, computed sparsely where that is faster.
+"""The latents of a training step, dense or as the few entries that are on.
 
-A dense step makes six products of batch x d_sae x d_in; only the encoder's needs them all. With
-few latents on, the decoder and every gradient are products with a sparse matrix instead: on one
-core, 2,048 tokens, 192 wide, 2,048 latents of which 32 are on, a product takes 1 ms instead of 17.
-The dense form stays, as the oracle of the tests and for whatever is not sparse enough.
+A dense step makes six products of batch x d_sae x d_in; only the encoder's needs them all, and
+that only to choose. With few latents on, the reconstruction and every gradient are products with
+a sparse matrix instead. The dense form stays, as the oracle of the tests and for whatever is not
+sparse enough.
 """
 
-import warnings
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn import functional
 
-from sae_lib.saes._ops import keep_top_k, keep_top_of_batch, latents_of, top_indices
+from sae_lib.saes._kernels import can_run
+from sae_lib.saes._ops import aux_of, explained_share, keep_top_k, keep_top_of_batch, latents_of
+from sae_lib.saes._products import (
+    Pattern,
+    row_dots,
+    sums_by_latent,
+    times_rows,
+    transposed_times_rows,
+    uniform_pattern,
+)
+from sae_lib.saes._select import Choice, Encoder, largest_of_batch, largest_of_rows
 
-MAX_DENSITY = 1 / 8
+MAX_DENSITY = 1 / 16
 """Share of latents on above which dense products are about as fast."""
 
-Pre: TypeAlias = Float[Tensor, "batch d_sae"]
 
+@dataclass(frozen=True, eq=False)
+class Code:
+    """Latents of one batch: dense, or ``values`` at the entries of ``pattern``.
 
-class Pattern(NamedTuple):
-    """Which entries of a batch x d_sae matrix are kept, row by row."""
+    ``times`` and ``z`` carry gradients.
+    """
 
-    shape: tuple[int, int]
+    dense: Float[Tensor, "batch d_sae"] | None = None
+    values: Float[Tensor, " kept"] | None = None
+    pattern: Pattern | None = None
 
-    starts: Int64[Tensor, " batch_plus_1"]
-    """Where each row begins in ``latents``, and where the last one ends."""
+    @property
+    def z(self) -> Float[Tensor, "batch d_sae"]:
+        """All latents; made when it is asked for."""
+        if self.dense is not None:
+            return self.dense
+        values, pattern = self.entries
+        z = values.new_zeros(pattern.shape)
+        return z.index_put((pattern.tokens, pattern.latents), values)
 
-    tokens: Int64[Tensor, " kept"]
-    latents: Int64[Tensor, " kept"]
+    @property
+    def is_sparse(self) -> bool:
+        return self.dense is None
 
-    def matrix(self, values: Float[Tensor, " kept"]) -> Tensor:
-        """``values`` as a sparse batch x d_sae matrix."""
-        return csr(self.starts, self.latents, values, self.shape)
+    @property
+    def entries(self) -> tuple[Float[Tensor, " kept"], Pattern]:
+        """Of a sparse code."""
+        assert self.values is not None
+        assert self.pattern is not None
+        return self.values, self.pattern
 
-    def transposed(self, values: Float[Tensor, " kept"]) -> Tensor:
-        """``values`` as a sparse d_sae x batch matrix."""
-        batch, d_sae = self.shape
-        order = torch.argsort(self.latents, stable=True)
-        starts = torch.zeros(d_sae + 1, dtype=torch.int64, device=values.device)
-        torch.cumsum(torch.bincount(self.latents, minlength=d_sae), 0, out=starts[1:])
-        return csr(starts, self.tokens[order], values[order], (d_sae, batch))
-
-
-class Code(NamedTuple):
-    """Latents of one batch; ``times`` and ``z`` carry gradients."""
-
-    z: Float[Tensor, "batch d_sae"]
-    values: Float[Tensor, " kept"] | None
-    pattern: Pattern | None
+    @property
+    def on_values(self) -> Tensor:
+        """Every latent that may be on, in whatever shape is at hand."""
+        return self.dense if self.dense is not None else self.entries[0]
 
     def times(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         """z W_dec, the reconstruction without its bias."""
-        if self.values is None:
-            return self.z @ W_dec
-        return _Decode.apply(self.values, W_dec, self.pattern)  # pyright: ignore[reportReturnType]
+        if self.dense is not None:
+            return self.dense @ W_dec
+        return _Decode.apply(*self.entries, W_dec)  # pyright: ignore[reportReturnType]
 
     def fired(self) -> Bool[Tensor, " d_sae"]:
         """Which latents are on for at least one token."""
-        if self.values is None or self.pattern is None:
-            return self.z.amax(0) > 0
-        found = torch.zeros(self.pattern.shape[1], dtype=torch.bool, device=self.values.device)
-        found[self.pattern.latents[self.values.detach() > 0]] = True
+        if self.dense is not None:
+            return self.dense.detach().amax(0) > 0
+        values, pattern = self.entries
+        found = torch.zeros(pattern.shape[1], dtype=torch.bool, device=values.device)
+        found[pattern.latents[values.detach() > 0]] = True
         return found
+
+    def num_on(self) -> Int64[Tensor, ""]:
+        """Latents that are on, over all tokens."""
+        return (self.on_values.detach() > 0).sum()
 
 
 def top_k_code(
@@ -78,17 +94,9 @@ def top_k_code(
     k: int,
 ) -> Code:
     """The ``k`` largest latents of each token; see `keep_top_k`."""
-
-    def select(pre: Pre) -> Pattern:
-        batch, d_sae = pre.shape
-        latents = pre.topk(k, dim=-1, sorted=False).indices.reshape(-1)
-        tokens = torch.arange(batch, device=pre.device).repeat_interleave(k)
-        starts = torch.arange(0, batch * k + 1, k, device=pre.device)
-        return Pattern((batch, d_sae), starts, tokens, latents)
-
     if not is_sparse_faster(x, k / len(W_enc)):
-        return Code(keep_top_k(latents_of(x, W_enc, b_enc, b_dec), k), None, None)
-    return sparse_code(x, W_enc, b_enc, b_dec, select)
+        return Code(keep_top_k(latents_of(x, W_enc, b_enc, b_dec), k))
+    return sparse_code(x, W_enc, b_enc, b_dec, lambda x, e: largest_of_rows(x, e, k))
 
 
 def top_of_batch_code(
@@ -99,23 +107,43 @@ def top_of_batch_code(
     num: int,
 ) -> Code:
     """The ``num`` largest latents of the batch; see `keep_top_of_batch`."""
-
-    def select(pre: Pre) -> Pattern:
-        batch, d_sae = pre.shape
-        flat = top_indices(pre.reshape(-1), num).sort().values
-        tokens, latents = flat // d_sae, flat % d_sae
-        starts = torch.zeros(batch + 1, dtype=torch.int64, device=pre.device)
-        torch.cumsum(torch.bincount(tokens, minlength=batch), 0, out=starts[1:])
-        return Pattern((batch, d_sae), starts, tokens, latents)
-
     if not is_sparse_faster(x, num / (len(x) * len(W_enc))):
-        return Code(keep_top_of_batch(latents_of(x, W_enc, b_enc, b_dec), num), None, None)
-    return sparse_code(x, W_enc, b_enc, b_dec, select)
+        return Code(keep_top_of_batch(latents_of(x, W_enc, b_enc, b_dec), num))
+    return sparse_code(x, W_enc, b_enc, b_dec, lambda x, e: largest_of_batch(x, e, num))
+
+
+def aux_from(
+    error: Float[Tensor, "batch d_in"],
+    x: Float[Tensor, "batch d_in"],
+    dead: Bool[Tensor, " d_sae"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    b_dec: Float[Tensor, " d_in"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    k: int,
+) -> Float[Tensor, ""]:
+    """`aux_k` where pre-activations are not at hand: computes those of the dead latents alone."""
+    rows = dead.nonzero().squeeze(1)
+    k = min(k, len(rows))
+    if k == 0:
+        return error.new_zeros(())
+    if not is_sparse_faster(x, k / len(rows)):
+        pre = latents_of(x, W_enc.index_select(0, rows), b_enc.index_select(0, rows), b_dec)
+        return aux_of(error, pre, W_dec.index_select(0, rows), k)
+
+    def select(centred: Tensor, encoder: Encoder) -> Choice:
+        few = Encoder(encoder.W.index_select(0, rows), encoder.b.index_select(0, rows))
+        found = largest_of_rows(centred, few, k)
+        latents = rows[found.pattern.latents].view(-1, k)
+        return Choice(uniform_pattern(latents, len(W_enc)), found.values)
+
+    code = sparse_code(x, W_enc, b_enc, b_dec, select)
+    return explained_share(error.detach(), code.times(W_dec))
 
 
 def is_sparse_faster(x: Float[Tensor, "batch d_in"], density: float) -> bool:
-    """The one place that decides; accelerators multiply densely until they have kernels here."""
-    return x.device.type == "cpu" and density <= MAX_DENSITY
+    """The one place that decides; accelerators without kernels multiply densely."""
+    return density <= MAX_DENSITY and (x.device.type == "cpu" or can_run(x))
 
 
 def sparse_code(
@@ -123,78 +151,68 @@ def sparse_code(
     W_enc: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     b_dec: Float[Tensor, " d_in"],
-    select: Callable[[Pre], Pattern],
+    select: Callable[[Tensor, Encoder], Choice],
 ) -> Code:
     """relu(W_enc (x - b_dec) + b_enc) where ``select`` says, with gradients from there alone."""
-    quieten()
-    centre = b_dec.detach()
-    bias = b_enc + W_enc.detach() @ (centre - b_dec)  # as in `latents_of`
-    centred = x - centre
+    centred = x - b_dec.detach()
     with torch.no_grad():
-        pre = functional.linear(centred, W_enc, bias).relu_()
-        pattern = select(pre)
-        flat = pattern.tokens * pattern.shape[1] + pattern.latents
-        kept = pre.view(-1)[flat]
-    values: Tensor = _Encode.apply(centred, W_enc, bias, kept, pattern)  # pyright: ignore[reportAssignmentType]
-    z = pre.zero_().view(-1).scatter(0, flat, values).view(pattern.shape)
-    return Code(z, values, pattern)
+        choice = select(centred.detach(), Encoder(W_enc, b_enc))
+    values: Tensor = _Encode.apply(centred, W_enc, b_enc, b_dec, *choice)  # pyright: ignore[reportAssignmentType]
+    return Code(None, values, choice.pattern)
 
 
 class _Encode(torch.autograd.Function):
-    """Passes ``kept`` on; its gradient is that of relu(x W_enc' + bias) at those entries."""
+    """Passes ``kept`` on; its gradient is that of relu(W_enc (x - b_dec) + b_enc) there.
+
+    ``centred`` is x - b_dec, for which b_dec was a constant.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, kept: Tensor, p: Pattern
+        ctx: Any,
+        centred: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        b_dec: Tensor,
+        p: Pattern,
+        kept: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, W_enc, kept)
+        ctx.save_for_backward(centred, W_enc, kept)
         ctx.pattern = p
         return kept.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, W_enc, kept = ctx.saved_tensors
+        centred, W_enc, kept = ctx.saved_tensors
         pattern: Pattern = ctx.pattern
         gradient = gradients[0] * (kept > 0)
-        needs_x, needs_W, needs_bias, *_ = ctx.needs_input_grad
-        by_x = pattern.matrix(gradient) @ W_enc if needs_x else None
-        by_W = pattern.transposed(gradient) @ x if needs_W else None
-        by_bias = None
-        if needs_bias:
-            by_bias = gradient.new_zeros(pattern.shape[1]).index_add_(0, pattern.latents, gradient)
-        return by_x, by_W, by_bias, None, None
+        needs_x, needs_W, needs_bias, needs_centre, *_ = ctx.needs_input_grad
+        by_x = by_W = by_bias = by_centre = None
+        if needs_x:
+            by_x = times_rows(pattern, gradient, W_enc)
+        if needs_W:
+            by_W = transposed_times_rows(pattern, gradient, centred)
+        if needs_bias or needs_centre:
+            by_bias = sums_by_latent(pattern, gradient)
+            by_centre = -(by_bias @ W_enc) if needs_centre else None
+        return by_x, by_W, by_bias, by_centre, None, None
 
 
 class _Decode(torch.autograd.Function):
     """The product of a sparse code with the decoder."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, W_dec: Tensor, pattern: Pattern) -> Tensor:
+    def forward(ctx: Any, values: Tensor, pattern: Pattern, W_dec: Tensor) -> Tensor:
         ctx.save_for_backward(values, W_dec)
         ctx.pattern = pattern
-        return pattern.matrix(values) @ W_dec
+        return times_rows(pattern, values, W_dec)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, W_dec = ctx.saved_tensors
         pattern: Pattern = ctx.pattern
         gradient = gradients[0].contiguous()
-        needs_values, needs_W, _ = ctx.needs_input_grad
-        by_values = None
-        if needs_values:
-            empty = pattern.matrix(torch.zeros_like(values))
-            by_values = torch.sparse.sampled_addmm(empty, gradient, W_dec.mT, beta=0.0).values()
-        by_W = pattern.transposed(values) @ gradient if needs_W else None
-        return by_values, by_W, None
-
-
-def csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
-
-
-@cache
-def quieten() -> None:
-    """Let torch say once, unheard, that compressed sparse tensors are in beta."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        csr(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
+        needs_values, _, needs_W = ctx.needs_input_grad
+        by_values = row_dots(pattern, gradient, W_dec) if needs_values else None
+        by_W = transposed_times_rows(pattern, values, gradient) if needs_W else None
+        return by_values, None, by_W

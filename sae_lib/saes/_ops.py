@@ -31,7 +31,14 @@ def random_unit_rows(num_rows: int, width: int, seed: int) -> Float[Tensor, "row
 def unit_rows(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     """``rows``, each divided by its Euclidean norm; a row whose norm is 0 becomes zero."""
     norms = rows.norm(dim=-1, keepdim=True)
-    return torch.where(norms > 0, rows / norms, 0.0)
+    return rows / torch.where(norms > 0, norms, 1.0)
+
+
+@torch.no_grad()
+def normalise_rows_(rows: Float[Tensor, "rows width"]) -> None:
+    """`unit_rows` in place, in two passes over memory."""
+    norms = rows.norm(dim=-1, keepdim=True)
+    rows.div_(norms.masked_fill_(norms == 0, 1.0))
 
 
 @torch.no_grad()
@@ -42,7 +49,7 @@ def project_gradient_rows_(
 
     ``rows`` must have unit norm. Then a small step along the gradient does not change norms.
     """
-    along = (gradient * rows).sum(-1, keepdim=True)
+    along = torch.linalg.vecdot(gradient, rows).unsqueeze(-1)
     gradient.addcmul_(along, rows, value=-1)
 
 
@@ -145,31 +152,18 @@ def aux_of(
     k = min(k, pre.shape[1])
     if k == 0:
         return error.new_zeros(())
-    error = error.detach()
-    error_hat = keep_top_k(pre, k) @ W_dec
+    return explained_share(error.detach(), keep_top_k(pre, k) @ W_dec)
+
+
+def explained_share(
+    error: Float[Tensor, "batch d_in"], error_hat: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, ""]:
+    """Squared error of ``error_hat`` as a share of that of predicting the mean of ``error``."""
     spread = squared_error(error - error.mean(0))
     # a constant residual has a spread of rounding errors, which must not be divided by
     floor = 1e-10 * squared_error(error) + torch.finfo(error.dtype).tiny
     weight = torch.where(spread > floor, 1 / spread.clamp_min(floor), 0.0)
     return weight * squared_error(error - error_hat)
-
-
-def aux_from(
-    error: Float[Tensor, "batch d_in"],
-    x: Float[Tensor, "batch d_in"],
-    dead: Bool[Tensor, " d_sae"],
-    W_enc: Float[Tensor, "d_sae d_in"],
-    b_enc: Float[Tensor, " d_sae"],
-    b_dec: Float[Tensor, " d_in"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    k: int,
-) -> Float[Tensor, ""]:
-    """`aux_k` where pre-activations are not at hand: computes those of the dead latents alone."""
-    rows = dead.nonzero().squeeze(1)
-    if rows.numel() == 0:
-        return error.new_zeros(())
-    pre = latents_of(x, W_enc.index_select(0, rows), b_enc.index_select(0, rows), b_dec)
-    return aux_of(error, pre, W_dec.index_select(0, rows), k)
 
 
 def spread_of(sample: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:

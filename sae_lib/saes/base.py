@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sae_lib.config import Config
 from sae_lib.papers import Paper
 from sae_lib.registry import Registry
+from sae_lib.saes._codes import Code
 
 Activations = Float[Tensor, "*batch {self.d_in}"]
 Latents = Float[Tensor, "*batch {self.d_sae}"]
@@ -78,7 +79,7 @@ class Step(NamedTuple):
 class Terms(NamedTuple):
     """What a step came to. The loss is the sum of the terms; each is a weighted scalar."""
 
-    z: Float[Tensor, "batch d_sae"]
+    code: Code
     """Latent activations as trained on; the loop reads which latents fired."""
 
     reconstruction: Float[Tensor, ""]
@@ -87,8 +88,10 @@ class Terms(NamedTuple):
     extra: dict[str, Float[Tensor, ""]]
     """Every other term by name, already weighted."""
 
-    fired: Bool[Tensor, " d_sae"] | None = None
-    """Latents on for some token, where the variant knows that more cheaply than from ``z``."""
+    @property
+    def z(self) -> Float[Tensor, "batch d_sae"]:
+        """The latents as one dense matrix, made when it is asked for."""
+        return self.code.z
 
     @property
     def loss(self) -> Float[Tensor, ""]:

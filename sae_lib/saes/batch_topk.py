@@ -23,18 +23,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae_lib.papers import Paper
-from sae_lib.saes._codes import top_of_batch_code
+from sae_lib.saes._codes import aux_from, top_of_batch_code
 from sae_lib.saes._ops import (
-    aux_from,
     geometric_median,
     half_width,
     keep_top_k,
     latents_of,
+    normalise_rows_,
     project_gradient_rows_,
     random_unit_rows,
     spread_of,
     squared_error,
-    unit_rows,
 )
 from sae_lib.saes.base import Activations, Latents, SaeConfig, SparseCoder, Step, Terms, register
 
@@ -118,13 +117,13 @@ class BatchTopK(SparseCoder[BatchTopKConfig]):
         cfg, encoder = self.cfg, (self.W_enc, self.b_enc, self.b_dec)
         budget = cfg.k * len(step.x)
         code = top_of_batch_code(step.x, *encoder, budget)
-        self.observe_threshold_(code.z if code.values is None else code.values, budget)
+        self.observe_threshold_(code.on_values.detach(), budget)
         error = step.target - code.times(self.W_dec) - self.b_dec
         extra = {}
         if cfg.aux_weight:
             aux = aux_from(error, step.x, step.dead, *encoder, self.W_dec, cfg.aux_k)
             extra["aux"] = cfg.aux_weight * self.x_variance * aux
-        return Terms(code.z, squared_error(error), extra, code.fired())
+        return Terms(code, squared_error(error), extra)
 
     @torch.no_grad()
     def observe_threshold_(self, z: Float[Tensor, "..."], budget: int) -> None:
@@ -161,4 +160,4 @@ class BatchTopK(SparseCoder[BatchTopKConfig]):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        self.W_dec.copy_(unit_rows(self.W_dec))
+        normalise_rows_(self.W_dec)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lib.errors import BadInput
+from sae_lib.saes._codes import Code
 from sae_lib.saes._ops import squared_error
 from sae_lib.saes.base import Activations, Latents, SaeConfig, SparseCoder, Step, Terms
 from sae_lib.synthetic.controls import Control
@@ -48,7 +49,7 @@ class LinearThresholdCoder(SparseCoder[KnownConfig]):
 
     def terms(self, step: Step) -> Terms:
         z = self.encode(step.x)
-        return Terms(z, squared_error(step.target - self.decode(z)), {})
+        return Terms(Code(z), squared_error(step.target - self.decode(z)), {})
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
@@ -113,7 +114,7 @@ class HandedInCoder(SparseCoder[KnownConfig]):
 
     def terms(self, step: Step) -> Terms:
         z = self.encode(step.x)
-        return Terms(z, squared_error(step.target - self.decode(z)), {})
+        return Terms(Code(z), squared_error(step.target - self.decode(z)), {})
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:

@@ -19,10 +19,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae_lib.papers import Paper
+from sae_lib.saes._codes import Code
 from sae_lib.saes._control import SparsityControl
 from sae_lib.saes._ops import (
     geometric_median,
     latents_of,
+    normalise_rows_,
     project_gradient_rows_,
     random_unit_rows,
     squared_error,
@@ -123,7 +125,7 @@ class Standard(SparseCoder[StandardConfig]):
         penalty = (z.sum(0) @ weights) / len(z)
         coefficient = step.warmup * self.control.coefficient
         return Terms(
-            z,
+            Code(z),
             squared_error(step.target - self.decode(z)),
             {"l1": coefficient.clone() * penalty},
         )
@@ -159,4 +161,4 @@ class Standard(SparseCoder[StandardConfig]):
     @torch.no_grad()
     def after_update(self) -> None:
         if self.has_unit_rows:
-            self.W_dec.copy_(unit_rows(self.W_dec))
+            normalise_rows_(self.W_dec)

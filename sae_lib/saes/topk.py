@@ -20,18 +20,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae_lib.papers import Paper
-from sae_lib.saes._codes import top_k_code
+from sae_lib.saes._codes import aux_from, top_k_code
 from sae_lib.saes._ops import (
-    aux_from,
     geometric_median,
     half_width,
     keep_top_k,
     latents_of,
+    normalise_rows_,
     project_gradient_rows_,
     random_unit_rows,
     spread_of,
     squared_error,
-    unit_rows,
 )
 from sae_lib.saes.base import Activations, Latents, SaeConfig, SparseCoder, Step, Terms, register
 
@@ -112,7 +111,7 @@ class TopK(SparseCoder[TopKConfig]):
             more = top_k_code(step.x, *encoder, min(cfg.multi_multiple * cfg.k, cfg.d_sae))
             error_of_more = step.target - more.times(self.W_dec) - self.b_dec
             extra["multi"] = cfg.multi_weight * squared_error(error_of_more)
-        return Terms(code.z, squared_error(error), extra, code.fired())
+        return Terms(code, squared_error(error), extra)
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
@@ -132,4 +131,4 @@ class TopK(SparseCoder[TopKConfig]):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        self.W_dec.copy_(unit_rows(self.W_dec))
+        normalise_rows_(self.W_dec)

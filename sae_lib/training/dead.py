@@ -1,13 +1,8 @@
 """Dead latents: those that have not fired for a number of tokens (not of steps)."""
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
-
-
-def fired(z: Float[Tensor, "batch d_sae"]) -> Bool[Tensor, " d_sae"]:
-    """Which latents are on for at least one token."""
-    return z.amax(0) > 0
 
 
 @torch.no_grad()

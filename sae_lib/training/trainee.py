@@ -12,7 +12,7 @@ from sae_lib.errors import BadInput, CorruptData
 from sae_lib.saes.base import SparseCoder, Step, Terms
 from sae_lib.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
 from sae_lib.training.config import ResolvedTrain
-from sae_lib.training.dead import advance_, fired
+from sae_lib.training.dead import advance_
 from sae_lib.training.objectives.base import Batch, Objective, StepInfo
 from sae_lib.training.objectives.plain import PlainConfig
 from sae_lib.training.schedules import lr_factor, sparsity_factor
@@ -90,6 +90,18 @@ class Fitted(NamedTuple):
     train: ResolvedTrain
 
 
+def clip_(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+    """Scale gradients down to ``clip_norm`` where their common norm exceeds it; returns the norm.
+
+    As torch's `clip_grad_norm_`, but on the CPU gradients that are small enough are left alone
+    instead of being multiplied by 1, which is a pass over all of them.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm.device.type != "cpu" or not bool(norm <= clip_norm):
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
+
+
 class Progress:
     """A trainee under way. Everything that changes in training is here or in the coder."""
 
@@ -147,7 +159,7 @@ class Progress:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.coder.before_update()
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.train.clip_norm)
+        grad_norm = clip_(list(self.parameters.values()), self.train.clip_norm)
         self._latest = (step, terms, grad_norm)
         return torch.isfinite(loss.detach() + grad_norm)
 
@@ -159,8 +171,7 @@ class Progress:
         self.optimizer.step()
         self.coder.after_update()
         step, terms, _ = self._latest
-        has_fired = fired(terms.z.detach()) if terms.fired is None else terms.fired
-        advance_(self.silent_for, has_fired, len(step.x))
+        advance_(self.silent_for, terms.code.fired(), len(step.x))
         self.step += 1
         if self.step == self.train.steps:
             self.status = "complete"
@@ -202,7 +213,7 @@ class Progress:
             "reconstruction": terms.reconstruction,
             **terms.extra,
             "spread": spread,
-            "l0": (terms.z > 0).sum() / len(terms.z),
+            "l0": terms.code.num_on() / len(step.x),
             "dead_share": dead,
             "grad_norm": grad_norm,
         }

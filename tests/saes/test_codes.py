@@ -1,6 +1,7 @@
 """Sparse products against dense ones."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from sae_lib.saes import _codes
 from sae_lib.saes._codes import Code, top_k_code, top_of_batch_code
+from sae_lib.saes.base import SaeConfig, Step
+from sae_lib.saes.batch_topk import BatchTopKConfig
+from sae_lib.saes.topk import TopKConfig
 
 ENCODERS: dict[str, Callable[..., Code]] = {
-    "row": lambda x, *rest: top_k_code(x, *rest, 5),
-    "batch": lambda x, *rest: top_of_batch_code(x, *rest, 5 * len(x)),
+    "row": partial(top_k_code, k=5),
+    "batch": lambda x, W, b, c: top_of_batch_code(x, W, b, c, 5 * len(x)),
 }
 
 
@@ -70,5 +74,55 @@ def test_a_row_with_too_few_positive_latents_keeps_those(monkeypatch: pytest.Mon
 def test_dense_products_are_used_where_many_latents_are_on():
     x = torch.zeros(2, 8)
     rest = torch.zeros(64, 8), torch.zeros(64), torch.zeros(8)
-    assert top_k_code(x, *rest, 8).values is not None
-    assert top_k_code(x, *rest, 9).values is None
+    assert top_k_code(x, *rest, 4).is_sparse
+    assert not top_k_code(x, *rest, 5).is_sparse
+
+
+STEPS: dict[str, SaeConfig] = {
+    "topk": TopKConfig(d_in=8, d_sae=64, k=3, aux_k=4),
+    "multi": TopKConfig(d_in=8, d_sae=64, k=3, aux_k=4, multi_weight=1 / 8),
+    "batch_topk": BatchTopKConfig(d_in=8, d_sae=64, k=3, aux_k=4),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("situation", ["plain", "empty rows", "all dead", "ties"])
+def test_whole_steps_agree_with_the_dense_oracle(
+    name: str, situation: str, monkeypatch: pytest.MonkeyPatch
+):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(50, 8, dtype=torch.float64, generator=generator)
+    dead = torch.arange(64) % 3 == 0
+    if situation == "all dead":
+        dead = torch.ones(64, dtype=torch.bool)
+    results = []
+    for density in (0.0, 1.0):
+        monkeypatch.setattr(_codes, "MAX_DENSITY", density)
+        coder = STEPS[name].build().double()
+        with torch.no_grad():
+            coder.b_dec.copy_(torch.linspace(-1, 1, 8))
+            coder.b_enc.fill_(0.01)
+            if situation == "empty rows":
+                coder.b_enc.fill_(-1.5)
+            if situation == "ties":  # whole latents twice, in different places
+                coder.W_enc[32:] = coder.W_enc[:32]
+                coder.W_dec[32:] = coder.W_dec[:32]
+        terms = coder.terms(Step(x=x, target=x, dead=dead, progress=0.5))
+        assert terms.code.is_sparse == bool(density)
+        terms.loss.backward()
+        z = terms.z.detach()
+        if situation == "empty rows":
+            assert (z == 0).all(1).any()
+        gradients = {key: value.grad for key, value in coder.named_parameters()}
+        results.append({"loss": terms.loss.detach(), "z": z, **gradients})
+    for key, dense in results[0].items():
+        sparse = results[1][key]
+        assert dense is not None, key
+        assert sparse is not None, key
+        if situation == "ties" and key != "loss":
+            # either of two equal latents may be kept: what the two have together is determined
+            if dense.shape[0] == 64:
+                dense, sparse = dense[:32] + dense[32:], sparse[:32] + sparse[32:]
+            elif key == "z":
+                dense, sparse = dense[:, :32] + dense[:, 32:], sparse[:, :32] + sparse[:, 32:]
+        torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-10, msg=key)

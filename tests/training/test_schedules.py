@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sae_lib.training.dead import advance_, fired
+from sae_lib.saes._codes import Code
+from sae_lib.training.dead import advance_
 from sae_lib.training.schedules import lr_factor, sparsity_factor
 
 
@@ -38,7 +39,7 @@ def test_sparsity_penalties_rise_from_nothing_to_their_full_size():
 def test_silence_is_counted_in_tokens_and_ends_with_one_firing():
     silent_for = torch.zeros(3, dtype=torch.int64)
     z = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    advance_(silent_for, fired(z), 2)
-    advance_(silent_for, fired(z[1:]), 1)
-    advance_(silent_for, fired(z.flip(1)), 2)
+    advance_(silent_for, Code(z).fired(), 2)
+    advance_(silent_for, Code(z[1:]).fired(), 1)
+    advance_(silent_for, Code(z.flip(1)).fired(), 2)
     assert silent_for.tolist() == [5, 0, 5]
