@@ -1,10 +1,11 @@
 # Everything a person or a machine does here; `make help` lists it.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check ui format bench clean
+.PHONY: help install demo test check ui format bench bench-peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,8 +39,23 @@ format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(PEERS)/.installed: constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --upgrade pip
+	grep -i '^torch==' constraints.txt > $(PEERS)/torch.txt
+	$(PEERS)/bin/pip install --quiet --constraint $(PEERS)/torch.txt torch numpy
+	$(PEERS)/bin/pip install --quiet --constraint $(PEERS)/torch.txt \
+		sae-lens==6.54.12 dictionary-learning==0.1.0 eai-sparsify==1.3.3
+	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
+bench-peers: $(PEERS)/.installed  ## make the environment of the libraries that we compare with
+
 bench: $(STAMP)  ## measure the claims that docs/benchmarks.md makes
 	$(BIN)/python -m benchmarks.harvest
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.many_saes
+	$(BIN)/python -m benchmarks.training
 
 clean:  ## delete the environment and every result
-	rm -rf $(VENV) .sae
+	rm -rf $(VENV) $(PEERS) .sae

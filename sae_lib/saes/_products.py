@@ -71,8 +71,6 @@ def times_rows(
     pattern: Pattern, values: Float[Tensor, " kept"], W: Float[Tensor, "d_sae width"]
 ) -> Float[Tensor, "batch width"]:
     """Code times matrix: for each token the sum of its latents' rows of ``W``."""
-    if _kernels.can_run(W):
-        return _kernels.times_rows(pattern, values, W)
     return _sums_of_rows(W, pattern.latents, pattern.starts, values)
 
 
@@ -80,8 +78,6 @@ def transposed_times_rows(
     pattern: Pattern, values: Float[Tensor, " kept"], x: Float[Tensor, "batch width"]
 ) -> Float[Tensor, "d_sae width"]:
     """Transposed code times matrix: for each latent the sum of its tokens' rows of ``x``."""
-    if _kernels.can_run(x):
-        return _kernels.transposed_times_rows(pattern, values, x)
     rows = pattern.by_latent
     return _sums_of_rows(x, rows.tokens, rows.starts, values[rows.order])
 
@@ -91,7 +87,8 @@ def row_dots(
 ) -> Float[Tensor, " kept"]:
     """For each entry the scalar product of its token's row of ``x`` and its latent's of ``W``."""
     if _kernels.can_run(x):
-        return _kernels.row_dots(pattern, x, W)
+        order = pattern.by_latent.order
+        return _kernels.kernels().row_dots(x, W, pattern.tokens, pattern.latents, order)
     _kernels.quieten()
     nothing = torch.sparse_csr_tensor(
         pattern.starts,
@@ -110,6 +107,8 @@ def sums_by_latent(pattern: Pattern, values: Float[Tensor, " kept"]) -> Float[Te
 
 
 def _sums_of_rows(matrix: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    if _kernels.can_run(matrix):
+        return _kernels.kernels().sums_of_rows(matrix, rows, starts, weights)
     return functional.embedding_bag(
         rows, matrix, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
     )

@@ -21,10 +21,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from sae_lib.saes import _kernels
 from sae_lib.saes._products import Pattern, ragged_pattern, row_dots, uniform_pattern
 
 PIECE_ENTRIES = 1 << 22
 """Pre-activations that exist at a time: about what a second-level cache holds."""
+
+GPU_PIECE_ENTRIES = 1 << 28
+"""The same on a GPU, whose caches hold no piece: enough that each reads the encoder for much."""
 
 MIN_PIECE_ROWS = 256
 """Fewer tokens at a time would read the encoder too often."""
@@ -139,6 +143,8 @@ def largest_columns(
     pre: Float[Tensor, "rows columns"], k: int
 ) -> tuple[Int64[Tensor, "rows k"], Float[Tensor, "rows k"]]:
     """Columns and values of the ``k`` largest entries of each row, in no order."""
+    if _kernels.can_run(pre):
+        return _kernels.kernels().largest_columns(pre, k)
     num_columns = pre.shape[1]
     size = chunk_size(num_columns, k)
     if size == 1:
@@ -169,7 +175,8 @@ def _rounded(x: Tensor, encoder: Encoder) -> tuple[Tensor, Encoder]:
 
 def _pieces(x: Tensor, encoder: Encoder) -> Iterator[tuple[int, Tensor]]:
     """Pre-activations of consecutive tokens, with the number of the first."""
-    rows = max(MIN_PIECE_ROWS, PIECE_ENTRIES // len(encoder.W))
+    entries = GPU_PIECE_ENTRIES if x.is_cuda else PIECE_ENTRIES
+    rows = max(MIN_PIECE_ROWS, entries // len(encoder.W))
     for first in range(0, len(x), rows):
         yield first, functional.linear(x[first : first + rows], encoder.W, encoder.b)
 
