@@ -27,7 +27,7 @@ CODE_VERSIONS = {
     "sae": 1,
     "metrics": 1,
     "explanations": 1,
-    "applications": 2,
+    "applications": 3,
     "frontier": 1,
 }
 """Version of what each stage computes; raise one and everything of that stage is rebuilt."""

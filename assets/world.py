@@ -142,6 +142,18 @@ def land_probes(
     return rows
 
 
+def land_words(store: Store, model: str) -> list[dict[str, Any]]:
+    """Ask what the word vectors of a bundled model are made of, and put it into the warehouse."""
+    from sae_lib.apply.word_geometry import word_geometry
+    from sae_lib.models.config import ModelConfig
+    from sae_lib.models.language_model import load_model
+
+    cfg = ModelConfig(id=model)
+    rows = [row._asdict() for row in word_geometry(load_model(cfg, device=store.device))]
+    _land(store, "word_geometry", cfg, rows)
+    return rows
+
+
 def _land(store: Store, table: str, cfg: Any, rows: list[dict[str, Any]]) -> None:
     from sae_lib.models.fingerprint import fingerprint
     from sae_lib.warehouse.write import Provenance, write_rows
@@ -152,12 +164,13 @@ def _land(store: Store, table: str, cfg: Any, rows: list[dict[str, Any]]) -> Non
 
 
 def world_assets() -> list[dg.AssetsDefinition]:
-    """Inventory, abilities, probes and training; none depends on an experiment."""
+    """Inventory, abilities, probes, words and training; none depends on an experiment."""
     return [
         _concepts_asset(),
         _abilities_asset(),
         _formal_asset(),
         _probes_asset(),
+        _words_asset(),
         _page_asset(),
         _training_asset(),
     ]
@@ -287,6 +300,23 @@ def _probes_asset() -> dg.AssetsDefinition:
         )
 
     return concept_probes
+
+
+def _words_asset() -> dg.AssetsDefinition:
+    @dg.asset(
+        key=dg.AssetKey([GROUP, "word_geometry"]),
+        group_name=GROUP,
+        kinds={"torch", "parquet"},
+        partitions_def=dg.StaticPartitionsDefinition(list(MODELS)),
+        description="Whether concepts are directions of the word vectors or lists of words: "
+        "explained variance, probes of unseen words. Rows of the table `word_geometry`.",
+    )
+    def word_geometry(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
+        rows = land_words(store, context.partition_key)
+        found = {f"{row['what']} ({row['embedding']})": row["value"] for row in rows}
+        return dg.MaterializeResult(metadata={**found, "dagster/row_count": len(rows)})
+
+    return word_geometry
 
 
 class TrainingRequest(dg.Config):

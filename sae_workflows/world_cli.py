@@ -149,6 +149,19 @@ def world_probes(
     show_rows(shown, title=f"concepts below {least}", as_json=False)
 
 
+@world_app.command("words")
+def world_words(model: ModelName = "world", home: Home = None, as_json: AsJson = False):
+    """Are concepts directions of the word vectors, or lists of words; rows of `word_geometry`."""
+    from assets.store import Store
+    from assets.world import land_words
+
+    rows = land_words(Store(home=str(home_of(home))), model)
+    shown = rows if as_json else [
+        row | {key: round(row[key], 3) for key in ("value", "control")} for row in rows
+    ]  # fmt: skip
+    show_rows(shown, title=f"{model}: word vectors", as_json=as_json)
+
+
 @world_app.command("coverage")
 def world_coverage(
     experiment: Annotated[str, typer.Argument(help="Experiment that applied `concepts`.")],

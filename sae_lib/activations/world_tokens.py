@@ -74,7 +74,7 @@ def read_world(
         tokens[:, 0] = special.bos_token_id
         for row, doc in enumerate(batch):
             here = slice(1, len(doc.tokens) + 1)
-            tokens[row, here] = torch.tensor([_id_of(ids, word) for word in doc.tokens])
+            tokens[row, here] = torch.tensor([word_id(ids, word) for word in doc.tokens])
             mask[row, : len(doc.tokens) + 1] = True
         captured = model.capture(tokens, list(sites), mask=mask)
         keep = mask.clone()
@@ -97,7 +97,8 @@ def _word_ids(model: CapturesSites) -> dict[str, int]:
     return model.tokenizer.get_vocab()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _id_of(ids: dict[str, int], word: str) -> int:
+def word_id(ids: dict[str, int], word: str) -> int:
+    """The word's number in a tokenizer's vocabulary; raises `BadInput` where it has none."""
     if word not in ids:
         raise BadInput(
             "the model's tokenizer does not know this word of the world; use a bundled model of "

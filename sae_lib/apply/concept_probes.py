@@ -1,26 +1,20 @@
 """Linear probes of every concept of the world, at every layer: is the truth in the model at all?
 
-For all concepts at once, ridge regression of the concept's indicator on the activation, fitted on
-one half of the text in float64 and scored on the other by the area under the ROC curve (chance
-that a true token gets a higher score than a false one, ties half).
+For all concepts at once, logistic regression of the concept's indicator on the activation, fitted
+on one half of the text and scored on the other by the area under the ROC curve (chance that a true
+token gets a higher score than a false one, ties half).
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from scipy.sparse import csr_matrix
-from torch import Tensor
 
 from sae_lib.activations.harvest import CapturesSites
 from sae_lib.activations.world_tokens import enough_documents, read_world
+from sae_lib.apply.logistic import fit_logistic
 from sae_lib.synthetic.world.concepts import CONCEPTS
 from sae_lib.synthetic.world.config import WorldConfig
-
-RIDGE = 1e-4
-"""Penalty, as a share of the mean variance of the activation's coordinates."""
 
 MOST_FALSE = 20_000
 """False tokens that a score is compared with; true ones are all used."""
@@ -47,21 +41,6 @@ def auc(true: np.ndarray, false: np.ndarray) -> float:
     return float((below + not_above).mean() / (2 * len(false)))
 
 
-def ridge(
-    x: Float[Tensor, "tokens d_in"], truth: csr_matrix
-) -> tuple[Float[Tensor, "d_in concepts"], Float[Tensor, " d_in"]]:
-    """Weights of all concepts' probes and the mean activation, float64."""
-    mean = x.double().mean(0)
-    gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-    cross = np.zeros((truth.shape[1] or 0, x.shape[1]))  # pyright: ignore[reportOptionalSubscript]
-    for low in range(0, len(x), 8192):
-        part = x[low : low + 8192].double() - mean
-        gram += part.mT @ part
-        cross += truth[low : low + 8192].T.astype(np.float64) @ part.numpy()
-    penalty = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    return torch.linalg.solve(gram + penalty, torch.from_numpy(cross).mT), mean
-
-
 def probe_concepts(
     model: CapturesSites,
     sites: Sequence[str],
@@ -84,8 +63,8 @@ def probe_concepts(
     columns = scored.truth.tocsc()
     found: list[dict[str, float]] = [{} for _ in scored.concepts]
     for done, site in enumerate(sites):
-        weights, mean = ridge(fitted.x[site], fitted.truth)
-        scores = ((scored.x[site].double() - mean) @ weights).float().numpy()
+        probes = fit_logistic(fitted.x[site], fitted.truth, seed=seed)
+        scores = probes.log_odds(scored.x[site]).numpy()
         for column in np.flatnonzero(enough):
             is_true = np.zeros(len(scores), dtype=bool)
             is_true[columns.indices[columns.indptr[column] : columns.indptr[column + 1]]] = True
@@ -96,10 +75,10 @@ def probe_concepts(
                 false = draw.choice(false, MOST_FALSE, replace=False)
             found[column][site] = auc(scores[is_true, column], scores[false, column])
         on_progress(done + 1, len(sites))
-    probes = []
+    best_sites = []
     for name, by_site, n in zip(scored.concepts, found, num_true, strict=True):
         best = max(by_site, key=by_site.__getitem__, default="")
-        probes.append(
+        best_sites.append(
             ConceptProbe(name, CONCEPTS[name].scope, best, by_site.get(best), int(n), by_site)
         )
-    return probes
+    return best_sites

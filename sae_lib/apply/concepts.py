@@ -16,7 +16,8 @@ together, predicting the concept where any of them does, chosen greedily on the 
 ``purity`` is the mean over live latents of the best F1 with any concept.
 
 Methods, in the column ``method``: ``sae``; as a ceiling for one direction and one threshold per
-concept ``linear_probes`` (least squares on the labels of the first half); and as floors
+concept ``linear_probes`` (logistic regression on the labels of text of its own, `PROBE_TEXT` times
+as much as either half; thresholds come from the first half, as for everybody); and as floors
 ``random_dictionary`` (same width, same number of latents on) and ``coordinates`` (each coordinate
 of the activation, both signs). The ceiling and the coordinates have no unions.
 
@@ -40,7 +41,7 @@ from torch import Tensor
 
 from sae_lib.activations.world_tokens import WorldTokens, enough_documents, read_world
 from sae_lib.apply.base import ApplicationConfig, Applied, Bench, OnProgress, register
-from sae_lib.apply.concept_probes import ridge
+from sae_lib.apply.logistic import fit_logistic
 from sae_lib.apply.probing import random_dictionary
 from sae_lib.apply.reading import Encode, encoder
 from sae_lib.errors import NotApplicable
@@ -63,8 +64,13 @@ CHUNK_ROWS = 8192
 WITHOUT_UNIONS = ("linear_probes", "coordinates")
 """Methods that have a latent on at nearly every token, or one for each concept."""
 
-LEAST_SCORE = 0.15
-"""Scores of linear probes from which on they are on; a true token's is 1 at best."""
+PROBE_TEXT = 2
+"""Words that linear probes are fitted on, as a multiple of those that thresholds are chosen on.
+
+Probes fitted on the very words that their thresholds are chosen on are too sure of them."""
+
+LEAST_CHANCE = 0.05
+"""Chance of a concept from which on its linear probe is on."""
 
 MOST_CANDIDATES = 64
 """Latents that a union is chosen from: those that hit the concept most often."""
@@ -130,7 +136,8 @@ class ConceptsConfig(ApplicationConfig):
     """Name in experiment files."""
 
     tokens: int = Field(default=100_000, ge=1000)
-    """Words to choose thresholds and matches on, and as many others to score them on."""
+    """Words to choose thresholds and matches on, and as many others to score them on; linear
+    probes are fitted on twice as many others."""
 
     f1: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9)
     """Values of F1 from which on a concept counts as recovered."""
@@ -142,7 +149,7 @@ class ConceptsConfig(ApplicationConfig):
     """Concepts with fewer true tokens in either half count as not recovered."""
 
     seed: int = Field(default=0, ge=0)
-    """Seed of the random dictionary."""
+    """Seed of the random dictionary, and of the order in which linear probes see words."""
 
     def check(self, bench: Bench) -> None:
         if bench.world is None:
@@ -152,18 +159,19 @@ class ConceptsConfig(ApplicationConfig):
 
     def apply(self, bench: Bench, on_progress: OnProgress) -> dict[str, Applied]:
         assert bench.world is not None  # `check` came first
-        chosen, scored = (
-            read_world(
-                bench.model, [bench.site],
-                enough_documents(bench.world, self.tokens, split=f"concepts/{split}"),
-            )
-            for split in ("validation", "test")
-        )  # fmt: skip
+
+        def read(split: str, num_tokens: int) -> WorldTokens:
+            assert bench.world is not None
+            docs = enough_documents(bench.world, num_tokens, split=f"concepts/{split}")
+            return read_world(bench.model, [bench.site], docs)
+
+        probes = _linear(read("train", PROBE_TEXT * self.tokens), bench.site, self.seed)
+        chosen, scored = read("validation", self.tokens), read("test", self.tokens)
         steps = 2 * len(bench.coders) + 1
         on_progress(1, steps)
         floor = self._rows(
             "linear_probes",
-            recover(_linear(chosen, bench.site), chosen, scored, bench.site, self.min_true, 0),
+            recover(probes, chosen, scored, bench.site, self.min_true, 0),
         )
         floor += self._rows(
             "coordinates",
@@ -242,12 +250,10 @@ def groups(found: Sequence[Found]) -> dict[str, list[Found]]:
     return grouped
 
 
-def _linear(chosen: WorldTokens, site: str) -> Encode:
-    """One latent per concept: the least-squares score of its indicator, less `LEAST_SCORE`."""
-    weights, mean = ridge(chosen.x[site], chosen.truth)
-    share = torch.from_numpy(np.asarray(chosen.truth.mean(0)).ravel()).float()
-    weights, mean = weights.float(), mean.float()
-    return lambda x: ((x.float() - mean) @ weights + share - LEAST_SCORE).relu()
+def _linear(fitted: WorldTokens, site: str, seed: int = 0) -> Encode:
+    """One latent per concept: its chance by a logistic probe, less `LEAST_CHANCE`."""
+    probes = fit_logistic(fitted.x[site], fitted.truth, seed=seed)
+    return lambda x: (probes.log_odds(x).sigmoid() - LEAST_CHANCE).relu()
 
 
 def _both_signs(x: Tensor) -> Tensor:

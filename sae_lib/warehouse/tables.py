@@ -261,6 +261,22 @@ _tables = (
         keeps_history=True,
     ),
     Table(
+        "word_geometry",
+        "Whether concepts of the world are directions of a model's word vectors or lists of words.",
+        (
+            Column("embedding", "text", "input or output."),
+            Column("what", "text", "explained, held_out_auc or held_out_high."),
+            Column("value", "float", "The number, in [0, 1]."),
+            Column("control", "float", "The same for vectors dealt to other words at random."),
+            Column("n", "int", "Words or concepts it was computed from."),
+            Column("unit", "text", "What n counts: words or concepts."),
+            Column("description", "text", "What the number says."),
+        ),
+        ("model",),
+        ("model_fingerprint", "created_at"),
+        keeps_history=True,
+    ),
+    Table(
         "concepts",
         "The inventory of the bundled world: what can be true of a token.",
         (

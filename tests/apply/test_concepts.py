@@ -5,7 +5,7 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import f1_score, roc_auc_score
 
 from sae_lib.activations.world_tokens import WorldTokens, enough_documents, read_world
-from sae_lib.apply.concept_probes import auc, probe_concepts, ridge
+from sae_lib.apply.concept_probes import auc, probe_concepts
 from sae_lib.apply.concepts import ConceptsConfig, _linear, groups, recover
 from sae_lib.errors import BadInput, NotApplicable
 from sae_lib.models.config import ModelConfig
@@ -124,16 +124,6 @@ def test_the_area_under_the_curve_is_that_of_scikit_learn():
     labels = draw.random(500) < 0.3
     expected = roc_auc_score(labels, scores)
     assert auc(scores[labels], scores[~labels]) == pytest.approx(expected, abs=1e-12)
-
-
-def test_ridge_weights_solve_the_normal_equations():
-    tokens, x = planted(0, 500)
-    weights, mean = ridge(x, tokens.truth)
-    centred = x.double() - mean
-    y = torch.from_numpy(tokens.truth.toarray()).double()
-    penalty = 1e-4 * (centred.mT @ centred).diagonal().mean()
-    gradient = centred.mT @ (centred @ weights - y) + penalty * weights
-    assert gradient.abs().max() < 1e-8
 
 
 def test_only_the_world_knows_its_concepts(bench):

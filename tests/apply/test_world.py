@@ -3,6 +3,7 @@
 import pytest
 
 from sae_lib.apply import Bench, apply_site
+from sae_lib.apply.concepts import ConceptsConfig
 from sae_lib.apply.probing import ProbingConfig
 from sae_lib.apply.steering import SteeringConfig
 from sae_lib.models.config import ModelConfig
@@ -48,3 +49,19 @@ def test_words_decide_the_topic_and_do_not_decide_what_is_known(world):
     assert auc["bag_of_words", "topic-sea"] > 0.95
     assert auc["dense_probe", "topic-sea"] > 0.95
     assert auc["bag_of_words", "known-entity"] < 0.7
+
+
+def test_one_direction_finds_most_concepts_that_are_common_and_an_untrained_sae_none(world):
+    config = ConceptsConfig(tokens=8000, f1=(0.8,))
+    rows = apply_site(world, [config]).rows["untrained"]
+    found = {
+        (row.method, row.task): row.measurement.value or 0.0
+        for row in rows
+        if (row.measurement.name, row.measurement.definition) == ("coverage", "one_to_one")
+    }
+    common = "frequency:0.01-0.1"
+    assert found["linear_probes", common] > 0.6
+    assert found["linear_probes", "all"] > 0.2
+    assert found["linear_probes", "frequency:0-0.0001"] == 0, "too rare in so few words"
+    for method in ("sae", "random_dictionary", "coordinates"):
+        assert found[method, common] < 0.1

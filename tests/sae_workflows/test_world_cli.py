@@ -90,6 +90,18 @@ def test_planted_controls_measure_what_is_known_in_advance(tmp_path: Path):
     assert merged["value"] == pytest.approx(0.4, abs=0.03)
 
 
+@pytest.mark.model
+def test_what_word_vectors_are_made_of_lands_in_the_database(tmp_path: Path):
+    done = world("words", "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {(row["embedding"], row["what"]): row for row in json.loads(done.stdout)}
+    assert rows["input", "explained"]["value"] > 1.5 * rows["input", "explained"]["control"]
+    (file,) = (tmp_path / "warehouse" / "word_geometry" / "model=world").glob("*.parquet")
+    stored = {(row["embedding"], row["what"]): row for row in pl.read_parquet(file).to_dicts()}
+    assert stored.keys() == rows.keys()
+    assert all(stored[key]["value"] == rows[key]["value"] for key in rows)
+
+
 def test_coverage_is_told_by_site_method_and_group(tmp_path: Path):
     rows = [
         ApplicationRow(
