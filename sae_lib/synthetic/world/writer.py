@@ -130,6 +130,14 @@ class Writer:
     def add_context(self, *ids: str) -> None:
         self.around += ids
 
+    def tell(self, *ids: str, since: int | None = None) -> None:
+        """The word at ``since``, else the last one, told these context concepts: from it on they
+        hold."""
+        start = len(self.contexts) - 1 if since is None else since
+        for at in range(start, len(self.contexts)):
+            self.contexts[at] += ids
+        self.around += ids
+
     def say(self, text: str, *ids: str) -> None:
         """Write words; the context concepts ``ids`` hold for them on top of the current ones."""
         parts = _split(text)

@@ -84,6 +84,21 @@ def test_a_word_nobody_declared_is_refused_with_the_nearest():
         Writer(0).say("the dogg")
 
 
+def test_what_was_told_holds_from_the_word_that_told_it():
+    w = Writer(0)
+    w.set_context("c")
+    w.say("the dog and")
+    w.tell("dog", since=1)
+    w.tell("more")
+    w.say("cat", "d")
+    w.tell("next", since=len(w.tokens))
+    w.say("the")
+    assert w.contexts == [
+        ("c",), ("c", "dog"), ("c", "dog", "more"), ("c", "dog", "more", "d"),
+        ("c", "dog", "more", "next"),
+    ]  # fmt: skip
+
+
 def test_context_concepts_reach_the_words_they_are_said_of():
     w = Writer(0)
     w.set_context("c")

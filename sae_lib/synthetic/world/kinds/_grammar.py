@@ -272,13 +272,6 @@ def say_clause(w: Writer, clause: Clause, language: str) -> None:
     w.say(".")
 
 
-def holds_from(w: Writer, place: int, *ids: str) -> None:
-    """Say that these context concepts hold from the token at ``place`` to the end."""
-    for at in range(place, len(w.contexts)):
-        w.contexts[at] += ids
-    w.add_context(*ids)
-
-
 # --- drawing clauses -----------------------------------------------------------------------------
 
 

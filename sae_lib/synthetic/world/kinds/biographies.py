@@ -71,24 +71,30 @@ tag("verb-past", "born won began left")
 tag("verb-present", "lives works plays likes keeps owns loves speaks has")
 tag("adverb", "still")
 
-declare("subject", "The document is about one person.", scope="context")
+declare("subject", "The biography has told the gender of its subject.", scope="context")
 for _gender in ("female", "male"):
     declare(
         f"subject-{_gender}",
-        f"The subject of the biography is {_gender}.",
+        f"The subject of the biography is {_gender}, as a first name or a pronoun has told.",
         parents=("subject",),
         scope="context",
     )
-declare("subject-profession", "The subject's profession is of some family.", scope="context")
+declare("subject-profession", "It is known of which kind the subject's profession is.",
+        scope="context")  # fmt: skip
 for _profession_family in PROFESSIONS:
     declare(
         f"subject-{_profession_family}",
-        f"The subject of the biography has a profession of the {_profession_family} kind.",
+        f"The subject's profession, which was told, is of the {_profession_family} kind.",
         parents=("subject-profession",),
         scope="context",
     )
 
 PRONOUNS = {"female": ("she", "her"), "male": ("he", "his")}
+_FAMILIES_AFTER = {
+    a: {family for profession, family in FAMILY_OF_PROFESSION.items() if article(profession) == a}
+    for a in ("a", "an")
+}
+"""Of which kinds a profession can be after an article; where there is one, the article tells."""
 _NUM_FACTS = Table((2, 3, 4), (0.3, 0.4, 0.3))
 
 
@@ -178,7 +184,6 @@ def write(w: Writer, cfg: WorldConfig) -> None:
     profession = w.draw(_professions(gender, cfg.gender_profession_correlation))
     family = FAMILY_OF_PROFESSION[profession]
     w.labels |= {"gender": gender, "profession": profession, "family": family}
-    w.add_context(f"subject-{gender}", f"subject-{family}")
     she, her = PRONOUNS[gender]
 
     pool = "neutral" if w.flip(NEUTRAL_NAME_SHARE) else gender
@@ -186,6 +191,8 @@ def write(w: Writer, cfg: WorldConfig) -> None:
     w.labels["name_pool"] = pool
     birthplace = w.pick(KNOWN_CITIES)
     w.mark("name")
+    if pool == gender:
+        w.add_context(f"subject-{gender}")
     w.say(name, "mention-person")
     w.say("was born in")
     w.value("birthplace", birthplace)
@@ -198,14 +205,19 @@ def write(w: Writer, cfg: WorldConfig) -> None:
     w.say(".")
     w.mark("birth")
 
-    if w.flip(0.5):
-        w.say(f"{she} is {article(profession)}")
+    if pool == "neutral":
+        w.add_context(f"subject-{gender}")
+    at = w.flip(0.5)
+    w.say(f"{she} is" if at else f"{she} works as")
+    a = article(profession)
+    w.say(a)
+    if len(_FAMILIES_AFTER[a]) == 1:
+        w.tell(f"subject-{family}")
         w.value("profession", profession)
-        w.say("at the")
     else:
-        w.say(f"{she} works as {article(profession)}")
         w.value("profession", profession)
-        w.say("in the")
+        w.tell(f"subject-{family}")
+    w.say("at the" if at else "in the")
     w.say(w.pick(WORKPLACES[family]))
     w.say(".")
     w.mark("profession")

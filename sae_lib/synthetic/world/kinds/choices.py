@@ -42,7 +42,7 @@ tag("punctuation", "( )")
 declare("choice-option", "The word belongs to an option of a question.", scope="context")
 declare(
     "option-right",
-    "The word belongs to the option that answers the question.",
+    "The word belongs to the option that answers the question, which it or an earlier one told.",
     parents=("choice-option",),
     scope="context",
 )
@@ -57,7 +57,8 @@ for _letter in OPTION_LETTERS:
 for _domain, _types in DOMAINS.items():
     declare(
         f"choice-{_domain}",
-        f"The questions with options are about what is to {_domain}, a {' or a '.join(_types)}.",
+        f"The questions with options are known to be about what is to {_domain}, "
+        f"a {' or a '.join(_types)}.",
         scope="context",
     )
 
@@ -108,6 +109,43 @@ def _wrong(attribute: str, right: str) -> tuple[str, ...]:
 
 
 @cache
+def _right_from(attribute: str, value: str) -> int:
+    """Which word of a value, counted from 0, tells it from all other values of the attribute."""
+    words = value.split()
+    others = [other.split() for other in _wrong(attribute, value)]
+    for end in range(1, len(words)):
+        if all(other[:end] != words[:end] for other in others):
+            return end - 1
+    return len(words) - 1
+
+
+@cache
+def _domain_from(domain: str, attribute: str, form: int) -> int:
+    """Which word of a question, counted from 0, tells its domain.
+
+    It is the first word of the entity's name where the words before it leave the domain open: the
+    domains share no names.
+    """
+    begin = _before(attribute, form)
+    others = [
+        _before(other, wording)
+        for name, types in DOMAINS.items() if name != domain
+        for type in types
+        for other in ATTRIBUTES[type]
+        for wording in range(len(QUESTIONS[other]))
+    ]  # fmt: skip
+    for end in range(1, len(begin) + 1):
+        if all(other[:end] != begin[:end] for other in others):
+            return end - 1
+    return len(begin)
+
+
+def _before(attribute: str, form: int) -> list[str]:
+    """The words of a question before the name."""
+    return QUESTIONS[attribute][form].split("@")[0].split()
+
+
+@cache
 def _asked(domain: str, zipf: float) -> Table[Entity]:
     """Known entities of the domain, the frequent ones of the fact documents more often."""
     ranked = [
@@ -141,19 +179,25 @@ def _write_question(w: Writer, domain: str, entity: Entity) -> None:
     w.add_context("question-part")
     w.say("question :")
     before, after = QUESTIONS[asked.attribute][form].split("@")
+    start = len(w.tokens)
     w.say(before)
     w.say(entity.name, f"mention-{entity.type}")
     named = ("known-entity", entity.id) if entity.id in NAMED else ("known-entity",)
     w.contexts[-1] += named
-    if about not in around:  # the name tells it, at its end
-        w.contexts[-1] += (about,)
+    if about not in around:
         around += (about,)
-        w.add_context(about)
+        w.tell(about, since=start + _domain_from(domain, asked.attribute, form))
     w.say(after)
     for place, (letter, choice) in enumerate(zip(OPTION_LETTERS, asked.choices, strict=True)):
         w.say(f"( {letter} )")
-        right = place == asked.answer
-        w.value(asked.attribute, choice, "option-right" if right else "choice-option")
+        start = len(w.tokens)
+        w.value(asked.attribute, choice, "choice-option")
+        if place == asked.answer:
+            # after three wrong options there is no doubt about the last
+            if place < len(OPTION_LETTERS) - 1:
+                start += _right_from(asked.attribute, choice)
+            for at in range(start, len(w.tokens)):
+                w.contexts[at] += ("option-right",)
     w.set_context(*around, "answer-part")
     w.say("answer :")
     w.say("(", f"answer-letter-{asked.letter}")

@@ -157,21 +157,23 @@ def _opinion(w: Writer, thing: str, language: str, *, good: bool) -> None:
     quality = noun or w.pick(_GOOD if good != (degree == "not") else _BAD)
     if language == ENGLISH:
         w.say(f"the {thing} is")
+        settled = len(w.tokens)  # the article, if a noun comes: only bad ones do
         w.say("a" if noun else degree)
+        settled = settled if noun else len(w.tokens)
         w.say(quality)
-        settled = len(w.tokens) - 1
     else:
         w.say(_word("the", language))
         w.say(_word(thing, language))
         if degree == "very":
             w.say(_word("very", language))
+        # a bare adjective leaves open whether a word for not comes before the verb
+        settled = len(w.tokens) + (not noun and degree != "very")
         w.say(_word(quality, language))
         if degree == "not":
             w.say(_word("not", language))
-        settled = len(w.tokens)  # the verb, before which a word for not might have come
         w.say(_word("is", language))
     w.say(".")
-    _grammar.holds_from(w, settled, id)
+    w.tell(id, since=settled)
 
 
 def _sentence(w: Writer, line: str, names: tuple[str, ...], thing: str, language: str) -> None:

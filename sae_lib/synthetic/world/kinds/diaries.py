@@ -153,6 +153,7 @@ class _Entry:
         self.occasion_word(self.w.pick(OCCASIONS[self.occasion]))
 
     def occasion_word(self, word: str) -> None:
+        """Write words that can only stand in an entry about this occasion."""
         if not self._occasion_told:
             self._occasion_told = True
             self.w.add_context(f"diary-{self.occasion}")
@@ -177,8 +178,15 @@ class _Entry:
     def sentence(self, form: str) -> None:
         w = self.w
         if form == "event":
-            w.say("i was on a" if self.occasion == "journey" else
-                  "i was at an" if self.occasion == "exam" else "i was at a")  # fmt: skip
+            # the preposition or the article tells some occasions before their name does
+            if self.occasion == "journey":
+                w.say("i was")
+                self.occasion_word("on a")
+            elif self.occasion == "exam":
+                w.say("i was at")
+                self.occasion_word("an")
+            else:
+                w.say("i was at a")
             self.occasion_word(self.occasion)
             w.say("with my")
             w.say(w.pick(_KIN))

@@ -197,9 +197,17 @@ _NAMES = tuple(FUNCTIONS)
 _INPUTS = {name: function.inputs for name, function in FUNCTIONS.items()}
 _CONSISTENT: dict[tuple[str, str], frozenset[str]] = {}
 """By input and answer: which functions take the one to the other."""
+_TAKING: dict[str, frozenset[str]] = {}
+"""By input: which functions take it; by the first words of one with a blank after them, too."""
 for _name, _function in FUNCTIONS.items():
     for _pair in _function.table.items():
         _CONSISTENT[_pair] = _CONSISTENT.get(_pair, frozenset()) | {_name}
+    for _x in _function.table:
+        _begun = ""
+        for _word in _x.split():
+            _begun += f"{_word} "
+            _TAKING[_begun] = _TAKING.get(_begun, frozenset()) | {_name}
+        _TAKING[_x] = _TAKING.get(_x, frozenset()) | {_name}
 
 
 def consistent_functions(examples: list[tuple[str, str]]) -> set[str]:
@@ -225,19 +233,36 @@ def _surprise(name: str, num: int, length_factor: float) -> float:
     return log(len(_NAMES)) + log(len(possible)) + inputs
 
 
+@cache
+def _told_by(fitting: frozenset[str], x: str) -> int:
+    """Which word of an example, counted from 0, leaves only one of the functions that fitted.
+
+    A word of the input ``x`` does where no other function has such inputs, the arrow where the
+    others have longer ones; else it takes the answer.
+    """
+    words, begun = x.split(), ""
+    for place, word in enumerate(words):
+        begun += f"{word} "
+        if len(fitting & _TAKING[begun]) == 1:
+            return place
+    return len(words) if len(fitting & _TAKING[x]) == 1 else len(words) + 1
+
+
 def _say_examples(w: Writer, name: str, inputs: list[str]) -> frozenset[str]:
     """Write examples of a function; returns the functions that fit all of them."""
     table, fitting = FUNCTIONS[name].table, frozenset(_NAMES)
     for place, x in enumerate(inputs):
         if place:
             w.say(SEPARATOR)
+        start = len(w.tokens)
         w.say(x, "function-input")
         w.say(ARROW, "function-answer-next")
         w.mark("answer")
         if len(fitting) > 1:
+            fitted = fitting
             fitting &= _CONSISTENT[x, table[x]]
             if len(fitting) == 1:
-                w.add_context(f"function-{name}")
+                w.tell(f"function-{name}", since=start + _told_by(fitted, x))
         w.say(table[x], "function-answer")
     w.say(".")
     return fitting

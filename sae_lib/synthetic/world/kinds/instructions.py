@@ -90,6 +90,22 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 CATEGORY_OF = {word: name for name, members in CATEGORIES.items() for word in members}
 _COUNTS = {3: "three", 4: "four", 5: "five"}
 _TOLD_AT = told_at(INSTRUCTIONS)
+
+
+def _possible(*, foreign: bool, topical: bool) -> dict[str, tuple[str, ...]]:
+    """The instructions that can be given about a list, with their paraphrases."""
+    ruled_out = {"translate", "letter"} if foreign else {"english"}
+    if not topical:
+        ruled_out.add("category")
+    return {name: forms for name, forms in INSTRUCTIONS.items() if name not in ruled_out}
+
+
+_TOLD_AFTER_LIST = {
+    (foreign, topical): told_at(_possible(foreign=foreign, topical=topical))
+    for foreign in (False, True)
+    for topical in (False, True)
+}
+"""The same where a list stands before the instruction and rules some out: in sindral?, topical?"""
 _NAMES = tuple(INSTRUCTIONS)
 _CATEGORY_NAMES = tuple(CATEGORIES)
 _OTHER_CATEGORIES = {
@@ -234,11 +250,10 @@ def _say_list(w: Writer, words: list[str], *, topical: bool) -> None:
         w.say(word, about)
 
 
-def _say_instruction(w: Writer, instruction: str, phrase: str, keyword: str) -> None:
-    """Write the instruction; it holds from the word that tells it from all others."""
+def _say_instruction(w: Writer, instruction: str, phrase: str, keyword: str, told: int) -> None:
+    """Write the instruction; it holds from word ``told``, counted from 1."""
     about = "instruction-in-sindral" if phrase == INSTRUCTIONS[instruction][-1] else (
         "instruction-text")  # fmt: skip
-    told = _TOLD_AT[phrase]
     for place, word in enumerate(phrase.split(), 1):
         if place == told:
             w.add_context(f"instruction-{instruction}")
@@ -265,15 +280,17 @@ def _exchange(w: Writer, cfg: WorldConfig) -> None:
         category = w.pick(_CATEGORY_NAMES)
         keyword = w.pick([word for word in CATEGORIES[category] if word not in listed])
     before = w.flip(BEFORE_SHARE)
+    phrase = phrases[form]
     if before:
         w.add_context("instruction-before-list")
-        _say_instruction(w, instruction, phrases[form], keyword)
+        _say_instruction(w, instruction, phrase, keyword, _TOLD_AT[phrase])
         w.say(":")
         _say_list(w, words, topical=topical)
     else:
         _say_list(w, words, topical=topical)
         w.say(":")
-        _say_instruction(w, instruction, phrases[form], keyword)
+        told = _TOLD_AFTER_LIST[words[0] in FROM_SINDRAL, topical][phrase]
+        _say_instruction(w, instruction, phrase, keyword, told)
     w.say(".")
     reply_turn(w, cfg)
     w.labels |= {

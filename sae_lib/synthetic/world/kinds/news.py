@@ -116,8 +116,8 @@ TOPICS = {
 }
 
 declare("topic-word", "The word belongs to the vocabulary of a topic of the news.")
-declare("topic", "The document is a news item with some topic.", scope="context")
-declare("sentence-topic", "The sentence belongs to some topic.", scope="context")
+declare("topic", "The news item has told its topic.", scope="context")
+declare("sentence-topic", "The sentence has told its topic.", scope="context")
 for _name, _topic in TOPICS.items():
     declare(
         f"{_name}-word",
@@ -126,11 +126,14 @@ for _name, _topic in TOPICS.items():
         words=" ".join(_topic),
     )
     declare(
-        f"topic-{_name}", f"The news item is about {_name}.", parents=("topic",), scope="context"
+        f"topic-{_name}",
+        f"The news item is about {_name}, from its first word of {_name} on.",
+        parents=("topic",),
+        scope="context",
     )
     declare(
         f"sentence-{_name}",
-        f"The sentence is about {_name}.",
+        f"The sentence is about {_name}, from its first word of {_name} on.",
         parents=("sentence-topic",),
         scope="context",
     )
@@ -147,6 +150,8 @@ tag("adjective", "new")
 _SPLIT = {name: tuple(tuple(words.split()) for words in topic) for name, topic in TOPICS.items()}
 _NUM_SENTENCES = Table((3, 4, 5), (0.3, 0.4, 0.3))
 _PEOPLE = [name for names in STRANGERS.values() for name in names]
+_OWN = frozenset("PTVAL")
+"""Slots for words of the topic, none of which belongs to another one."""
 _SENTENCES = (
     "the A P V the T .",
     "N P V the A T near the L .",
@@ -158,11 +163,15 @@ _SENTENCES = (
 )
 
 
-def _sentence(w: Writer, topic: str) -> None:
+def _sentence(w: Writer, topic: str) -> int:
+    """Write a sentence; returns the place of its first word of the topic, which tells it."""
     people, things, verbs, adjectives, places = _SPLIT[topic]
     around = w.around
-    w.add_context(f"sentence-{topic}")
+    told = -1
     for word in w.pick(_SENTENCES).split():
+        if told < 0 and word in _OWN:
+            told = len(w.tokens)
+            w.add_context(f"sentence-{topic}")
         if word == "P":
             w.say(w.pick(people))
         elif word == "T":
@@ -184,13 +193,13 @@ def _sentence(w: Writer, topic: str) -> None:
         else:
             w.say(word)
     w.set_context(*around)
+    return told
 
 
 def write(w: Writer, cfg: WorldConfig) -> None:
     topics = tuple(TOPICS)
     topic = w.pick(topics)
     w.labels["topic"] = topic
-    w.add_context(f"topic-{topic}")
     w.say("news from")
     w.say(w.pick(KNOWN_CITIES), "mention-city")
     w.say("on")
@@ -198,7 +207,9 @@ def write(w: Writer, cfg: WorldConfig) -> None:
     w.say(":")
     w.mark("dateline")
     for place in range(round(w.draw(_NUM_SENTENCES) * cfg.length_factor)):
-        if place == 0 or w.flip(cfg.topic_purity):
+        if place == 0:
+            w.tell(f"topic-{topic}", since=_sentence(w, topic))
+        elif w.flip(cfg.topic_purity):
             _sentence(w, topic)
         else:
             _sentence(w, w.pick([other for other in topics if other != topic]))

@@ -95,9 +95,9 @@ declare("opinion-right", "The stated opinion is right.", parents=("opinion-state
 declare("opinion-mistaken", "The stated opinion is mistaken.", parents=("opinion-stated",),
         scope="context")  # fmt: skip
 declare("opinion-option", "The word belongs to one of two options.", scope="context")
-declare("opinion-option-true", "The word belongs to the option that is true.",
+declare("opinion-option-true", "The word belongs to the option that is known to be true.",
         parents=("opinion-option",), scope="context")  # fmt: skip
-declare("opinion-option-false", "The word belongs to the option that is not true.",
+declare("opinion-option-false", "The word belongs to the option that is known not to be true.",
         parents=("opinion-option",), scope="context")  # fmt: skip
 declare("opinion-reply", "The word belongs to the option that a reply chooses.", scope="context")
 declare("reply-agreeable", "The reply repeats a mistaken opinion.", scope="context")
@@ -157,10 +157,14 @@ def _matter(w: Writer, cfg: WorldConfig) -> _Matter:
 
 
 def _say_subject(w: Writer, matter: _Matter) -> None:
-    w.say(matter.subject)
     entity = matter.entity
-    if entity is not None:
-        w.add_context("opinion-question-fact")
+    if entity is None:
+        w.say(matter.subject)
+        if w.tokens[-1] not in CLASS_OF:  # of everything but animals, only the sort is asked
+            w.tell("opinion-question-sort")
+    else:
+        w.add_context("opinion-question-fact")  # its article begins no other question
+        w.say(matter.subject)
         w.say(entity.name, f"mention-{entity.type}")
         w.contexts[-1] += (
             ("known-entity", entity.id) if entity.id in NAMED else ("known-entity",)
@@ -172,6 +176,13 @@ def _say_option(w: Writer, matter: _Matter, *ids: str, true: bool) -> None:
     if true and matter.attribute:
         ids = (*ids, f"value-{matter.attribute}")
     w.say(matter.true if true else matter.false, *ids)
+
+
+def _tell_question(w: Writer, matter: _Matter) -> None:
+    """The class or sort just named has told which of them is asked, if nothing did before."""
+    id = f"opinion-question-{matter.about}"
+    if id not in w.around:
+        w.tell(id)
 
 
 def _exchange(w: Writer, cfg: WorldConfig, opinion: Opinion, *, alone: bool = False) -> None:
@@ -188,23 +199,22 @@ def _exchange(w: Writer, cfg: WorldConfig, opinion: Opinion, *, alone: bool = Fa
         _say_subject(w, matter)
         w.say("is")
         _say_option(w, matter, true=opinion == "right")
-        known = ("opinion-right" if opinion == "right" else "opinion-mistaken",)
-        if matter.entity is None:  # the opinion names a class or a sort
-            known = (f"opinion-question-{matter.about}", *known)
-        w.contexts[-1] += known
-        w.add_context(*known)
+        _tell_question(w, matter)
+        w.tell("opinion-right" if opinion == "right" else "opinion-mistaken")
         w.say(". is it")
     truth = w.pick("AB")
     for letter in "AB":
         w.say("or (" if letter == "B" else "(")
         is_true = letter == truth
         about = "opinion-option-true" if is_true else "opinion-option-false"
-        w.say(letter, about)
+        # the last word of the first option tells which one is true
+        sooner = "opinion-option" if letter == "A" else about
+        w.say(letter, sooner)
         w.say(")")
-        _say_option(w, matter, about, true=is_true)
-        if opinion == "none" and matter.entity is None and letter == "A":
-            w.contexts[-1] += (f"opinion-question-{matter.about}",)
-            w.add_context(f"opinion-question-{matter.about}")
+        _say_option(w, matter, sooner, true=is_true)
+        if letter == "A":
+            w.contexts[-1] += (about,)
+            _tell_question(w, matter)
     w.say("?")
     reply_turn(w, cfg)
     w.mark("reply")

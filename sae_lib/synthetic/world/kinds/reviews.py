@@ -4,6 +4,8 @@ Each aspect is judged like the whole with probability ``aspect_agreement``. The 
 tells the sentiment of the whole.
 """
 
+from math import log
+
 from sae_lib.synthetic.world.concepts import declare, tag
 from sae_lib.synthetic.world.config import WorldConfig
 from sae_lib.synthetic.world.kind import Kind, register
@@ -81,18 +83,19 @@ tag("adverb", "online")
 tag("determiner", "another")
 tag("time-word", "last")
 
-declare("review-sentiment", "The review has a sentiment.", scope="context")
-declare(
-    "review-positive", "The review is positive.", parents=("review-sentiment",), scope="context"
-)
-declare(
-    "review-negative", "The review is negative.", parents=("review-sentiment",), scope="context"
-)
-declare("about-product", "The review is about some kind of product.", scope="context")
+declare("review-sentiment", "The review has told its sentiment.", scope="context")
+for _sign in ("positive", "negative"):
+    declare(
+        f"review-{_sign}",
+        f"The review is {_sign}, and what it has told so far leaves hardly any doubt.",
+        parents=("review-sentiment",),
+        scope="context",
+    )
+declare("about-product", "The review has told about which kind of product it is.", scope="context")
 for _kind in PRODUCTS:
     declare(
         f"about-{_kind}",
-        f"The review is about a {_kind.replace('-', ' ')}.",
+        f"The review is about a {_kind.replace('-', ' ')}, which was named.",
         parents=("about-product",),
         scope="context",
     )
@@ -101,7 +104,10 @@ declare("negated-judgement", "The judgement is negated: the word means its oppos
 
 _GOOD = tuple(" ".join(POSITIVE.values()).split())
 _BAD = tuple(" ".join(NEGATIVE.values()).split())
+SURE = 0.95
+"""A sentiment counts as told once it is likelier than this to who has read so far."""
 _NUM_ASPECTS = Table((3, 4, 5), (0.4, 0.4, 0.2))
+_SURE_ODDS = log(SURE / (1 - SURE))
 _MODIFIERS = Table(("", "very", "not"), (0.64, 0.24, 0.12))
 _OPENINGS = (
     "i bought this # last week .",
@@ -123,23 +129,28 @@ def _judge(w: Writer, *, good: bool) -> None:
         w.say(w.pick(_GOOD if good else _BAD))
 
 
-def _aspect(w: Writer, part: str, *, good: bool) -> None:
+def _aspect(w: Writer, part: str, *, good: bool) -> int:
+    """Judge a part; returns the place of the word that judges."""
     form = w.pick(("is", "found", "has"))
     if form == "is":
         w.say("the")
         w.say(part)
         w.say("is")
         _judge(w, good=good)
+        told = len(w.tokens) - 1
     elif form == "found":
         w.say("i found the")
         w.say(part)
         _judge(w, good=good)
+        told = len(w.tokens) - 1
     else:
         adjective = w.pick(_GOOD if good else _BAD)
         w.say(f"it has {article(adjective)}")
+        told = len(w.tokens)
         w.say(adjective)
         w.say(part)
     w.say(".")
+    return told
 
 
 def write(w: Writer, cfg: WorldConfig) -> None:
@@ -149,26 +160,39 @@ def write(w: Writer, cfg: WorldConfig) -> None:
     product = w.pick(names)
     sentiment = "positive" if good else "negative"
     w.labels |= {"sentiment": sentiment, "product": product, "product_kind": kind}
-    w.add_context(f"review-{sentiment}", f"about-{kind}")
-
+    told = (f"review-{sentiment}",)
     w.say("review of the")
+    w.add_context(f"about-{kind}")
     w.say(product)
     w.say(":")
     for word in w.pick(_OPENINGS).split():
         w.say(product if word == "#" else w.pick(DAYS) if word == "day" else word)
     w.mark("opening")
+    # odds, as a logarithm, that the verdict will be what it is
+    share, agreement = cfg.positive_share, cfg.aspect_agreement
+    odds = log(share / (1 - share)) * (1 if good else -1)
     for part in w.arrange(parts, w.draw(_NUM_ASPECTS)):
-        _aspect(w, part, good=good if w.flip(cfg.aspect_agreement) else not good)
+        agrees = w.flip(agreement)
+        place = _aspect(w, part, good=good if agrees else not good)
+        odds += log(agreement / (1 - agreement)) * (1 if agrees else -1)
+        if told and odds > _SURE_ODDS:
+            w.tell(*told, since=place)
+            told = ()
     if w.flip(0.6):
         w.say("i really" if w.flip(0.5) else "i")
+        w.add_context(*told)
+        told = ()
         w.say(w.pick(LOVES if good else HATES))
         w.say("it .")
     w.mark("verdict")
     if w.flip(0.4):
         w.say("rating :")
+        w.add_context(*told)
+        told = ()
         w.say(w.pick("45" if good else "12"))
         w.say("of 5 .")
     w.say("verdict :")
+    w.add_context(*told)
     w.say(w.pick(POSITIVE_VERDICTS if good else NEGATIVE_VERDICTS))
     w.say("!" if w.flip(0.3) else ".")
 

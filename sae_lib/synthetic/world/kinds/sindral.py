@@ -25,7 +25,6 @@ from sae_lib.synthetic.world.kinds._grammar import (
     draw_mood,
     draw_phrase,
     draw_subject,
-    holds_from,
     others,
     say_clause,
     sindral_noun,
@@ -80,11 +79,13 @@ VERBS_OF_MOOD = {"happy": ("jump", "run"), "sad": ("crawl", "wander")}
 
 declare("sindral-scene", "The text in the second language has some scene.", scope="context")
 for _name in SCENES:
-    declare(f"sindral-scene-{_name}", f"The scene of the text is of the kind {_name}.",
+    declare(f"sindral-scene-{_name}",
+            f"The scene of the text is of the kind {_name}, as its hero has told.",
             parents=("sindral-scene",), scope="context")  # fmt: skip
 declare("sindral-mood", "The text in the second language has some mood.", scope="context")
 for _mood in VERBS_OF_MOOD:
-    declare(f"sindral-mood-{_mood}", f"The mood of the text is {_mood}.",
+    declare(f"sindral-mood-{_mood}",
+            f"The mood of the text is {_mood}, as the feeling of its hero has told.",
             parents=("sindral-mood",), scope="context")  # fmt: skip
 
 _NUM_MIDDLE = Table((1, 2, 3), (0.35, 0.4, 0.25))
@@ -126,12 +127,13 @@ def write(w: Writer, cfg: WorldConfig) -> None:
 
     say_clause(w, draw_action(w, (hero,), cast, stay=0.25), SINDRAL)
     w.marks["hero-verb"] = w.marks["verb"]
-    holds_from(w, w.tokens.index(sindral_noun(hero)), f"sindral-scene-{scene}")
+    w.tell(f"sindral-scene-{scene}", since=w.tokens.index(sindral_noun(hero)))
     w.mark("feeling")
     again = (Phrase(hero.noun, hero.many),)
-    say_clause(w, draw_mood(w, again, happy=mood == "happy"), SINDRAL)
-    # not before the verb, as a word for not may come between the feeling and the verb
-    holds_from(w, w.marks["verb"], f"sindral-mood-{mood}")
+    feels = draw_mood(w, again, happy=mood == "happy")
+    say_clause(w, feels, SINDRAL)
+    # a word for not may come between the feeling and the verb: where it does not, the verb tells
+    w.tell(f"sindral-mood-{mood}", since=w.marks["verb"] - feels.negated)
 
     num = min(round(w.draw(_NUM_MIDDLE) * cfg.length_factor), MOST_MIDDLE_SENTENCES)
     for _ in range(num):

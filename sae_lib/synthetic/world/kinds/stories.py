@@ -87,18 +87,20 @@ tag("adverb", "forever")
 tag("determiner", "no one")
 tag("verb-past", "named")
 
-declare("hero-number", "The hero of the story is one or many.", scope="context")
-declare("hero-singular", "The hero of the story is one animal.", parents=("hero-number",),
-        scope="context")  # fmt: skip
-declare("hero-plural", "The heroes of the story are many.", parents=("hero-number",),
-        scope="context")  # fmt: skip
-declare("plot", "The story has some plot.", scope="context")
+declare("hero-number", "The story has told whether its hero is one or many.", scope="context")
+declare("hero-singular", "The hero of the story is one animal, as the first verb has told.",
+        parents=("hero-number",), scope="context")  # fmt: skip
+declare("hero-plural", "The heroes of the story are many, as the first verb has told.",
+        parents=("hero-number",), scope="context")  # fmt: skip
+declare("plot", "The story has told its plot.", scope="context")
 for _name in PLOTS:
-    declare(f"plot-{_name}", f"The plot of the story is {_name}.", parents=("plot",),
-            scope="context")  # fmt: skip
-declare("story-ending", "The story ends in some way.", scope="context")
-declare("ends-well", "The story ends well.", parents=("story-ending",), scope="context")
-declare("ends-badly", "The story ends badly.", parents=("story-ending",), scope="context")
+    declare(f"plot-{_name}", f"The plot of the story is {_name}, which was told.",
+            parents=("plot",), scope="context")  # fmt: skip
+declare("story-ending", "It is known how the story ends.", scope="context")
+declare("ends-well", "The story ends well, as its plot has told.", parents=("story-ending",),
+        scope="context")  # fmt: skip
+declare("ends-badly", "The story ends badly, as its plot has told.", parents=("story-ending",),
+        scope="context")  # fmt: skip
 declare("verb-next", "The next word is a verb that agrees with the hero.", scope="context")
 
 _NUM_HABITS = Table((1, 2), (0.5, 0.5))
@@ -155,24 +157,21 @@ def write(w: Writer, cfg: WorldConfig) -> None:
         "plot": plot_name,
         "ending": "good" if plot.happy else "bad",
     }
-    w.add_context(
-        "hero-plural" if many else "hero-singular",
-        f"plot-{plot_name}",
-        "ends-well" if plot.happy else "ends-badly",
-    )
-
     w.say("once there")
     w.mark("opening")
     size = w.pick(SIZES)
     noun = plural(animal) if many else animal
     if many:
         w.say("were")
+        w.tell("hero-plural")
         w.say(w.pick(("two", "three", "four")))
         w.say(size)
         w.say(noun)
         hero = f"the {noun}"
     else:
-        w.say(f"was {article(size)}")
+        w.say("was")
+        w.tell("hero-singular")
+        w.say(article(size))
         w.say(size)
         w.say(noun)
         name = w.pick(NAMES)
@@ -197,8 +196,12 @@ def write(w: Writer, cfg: WorldConfig) -> None:
         w.say(".")
 
     cast = _Cast(animal, hero, place, many=many)
+    start = len(w.tokens)
     for line in (*plot.happens, w.pick(plot.ends)):
         _tell(w, line, cast)
+    # plots that open with the hero are told by their first verb, the others by their first word
+    told = start + len(hero.split()) if plot.happens[0].startswith("#") else start
+    w.tell(f"plot-{plot_name}", "ends-well" if plot.happy else "ends-badly", since=told)
     w.say("in the end")
     w.say(hero)
     w.contexts[-1] += ("verb-next",)

@@ -8,6 +8,7 @@ place is the plain chain of right sums.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 from sae_lib.synthetic.world.concepts import declare, tag
 from sae_lib.synthetic.world.config import WorldConfig
@@ -48,8 +49,8 @@ declare("due-result", "Both digits of a step are known, its result is not writte
         scope="context")  # fmt: skip
 declare("partial-result", "There is a right partial result to go on from.", scope="context")
 for _num in range(FEWEST_TERMS, MOST_TERMS + 1):
-    declare(f"sum-terms-{_num}", f"There are {_num} terms to be added.", parents=("sum-terms",),
-            scope="context")  # fmt: skip
+    declare(f"sum-terms-{_num}", f"{_num} terms are to be added, as was told.",
+            parents=("sum-terms",), scope="context")  # fmt: skip
 for _num in range(1, MOST_TERMS):
     declare(f"sum-step-{_num}", f"The word belongs to step {_num} of the chain.",
             parents=("sum-step",), scope="context")  # fmt: skip
@@ -87,14 +88,23 @@ def _add(
     w.say(".")
 
 
-def _problem(w: Writer, cfg: WorldConfig, most_terms: int) -> None:
+def _problem(w: Writer, cfg: WorldConfig, most_terms: int, most_expected: int) -> int:
+    """Write a problem with its solution, and return its number of terms.
+
+    ``most_expected`` is the most terms it can have for all that the text before it has told.
+    """
     kind = w.around
     terms = [w.pick(DIGIT_VALUES) for _ in range(w.pick(range(FEWEST_TERMS, most_terms + 1)))]
     known = (*kind, f"sum-terms-{len(terms)}")
     w.around = (*kind, "question-part")
+    start = len(w.tokens)
     w.say("problem :")
     w.say(" + ".join([DIGITS[term] for term in terms]))
-    w.around = (*known, "question-part")
+    if len(terms) < most_expected:
+        told = len(w.tokens)  # no sign that announces another term
+    else:  # the sign before the last term, or nothing is left to be told
+        told = start + 2 * len(terms) - 1 if len(terms) > FEWEST_TERMS else start
+    w.tell(f"sum-terms-{len(terms)}", since=told)
     w.say("mod ten ?")
     w.marks.setdefault("problem", len(w.tokens))
     w.mark("last-problem")
@@ -131,17 +141,32 @@ def _problem(w: Writer, cfg: WorldConfig, most_terms: int) -> None:
         "last_corrected": "yes" if slip else "no",
         "num_terms": str(len(terms)),
     }
+    return len(terms)
+
+
+@cache
+def _most_terms(num_problems: int, room: int) -> int:
+    """How many terms each of so many problems may have."""
+    return max(
+        terms
+        for terms in range(FEWEST_TERMS, MOST_TERMS + 1)
+        if num_problems * _longest(terms) <= room
+    )
 
 
 def write(w: Writer, cfg: WorldConfig) -> None:
     room = MOST_WORDS if cfg.length_factor == 1 else MOST_WORDS_LONG
-    num = min(round(w.pick((1, 2, 3)) * cfg.length_factor), room // _longest(FEWEST_TERMS))
-    most_terms = max(
-        terms for terms in range(FEWEST_TERMS, MOST_TERMS + 1) if num * _longest(terms) <= room
-    )
+    nums = [
+        min(round(num * cfg.length_factor), room // _longest(FEWEST_TERMS)) for num in (1, 2, 3)
+    ]
+    num = w.pick(nums)
+    most_terms = _most_terms(num, room)
     w.labels |= {"corrected": "no", "num_problems": str(num)}
-    for _ in range(num):
-        _problem(w, cfg, most_terms)
+    most_so_far = 0
+    for place in range(num):
+        possible = [_most_terms(more, room) for more in nums if more > place]
+        most_expected = max(most for most in possible if most >= most_so_far)
+        most_so_far = max(most_so_far, _problem(w, cfg, most_terms, most_expected))
 
 
 def _terms(words: Sequence[str]) -> Sequence[str]:

@@ -61,13 +61,22 @@ def _held(word: str) -> frozenset[str]:
     return frozenset() if word == "N" else concepts_of_word(word)
 
 
+def settled_at(words: tuple[str, ...]) -> int:
+    """Place of the word that settles the opinion, in a comment that ends with its full stop."""
+    if "the" in words:
+        # the thing is a disaster; the thing is (very, not) good
+        return len(words) - (3 if words[-3] == "a" else 2)
+    # nothing can turn a noun, an adjective after "very" or one with a word for not
+    bare = words[-3] not in {*comments.MESSES.values(), "nepu"} and words[-4] != "tresu"
+    return len(words) - (2 if bare else 3)
+
+
 def test_concepts_hold_from_where_the_text_tells():
     for doc in documents(ONLY, 0, 300):
         first = next((i for i, word in enumerate(doc.tokens) if word in INSULTS), len(doc.tokens))
         opening = doc.marks["opening"]
         good = "praises" if doc.labels["opinion"] == "good" else "blames"
-        # up to its full stop; the word that settles the opinion stands before that
-        settled = doc.marks["opinion"] - 2
+        settled = settled_at(doc.tokens[: doc.marks["opinion"]])
         for place, active in enumerate(doc.concepts):
             language = doc.labels["language"]
             assert ("comment-toxic" in active) == (place >= first)

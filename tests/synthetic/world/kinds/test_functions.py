@@ -34,14 +34,29 @@ def fitting(examples) -> list[str]:
     ]
 
 
-def first_answer_that_tells(doc) -> int:
-    """Place of the first word of that answer; the end of the document if none tells."""
-    examples, place = parsed(doc.tokens), 0
-    for shown, (x, y) in enumerate(examples, 1):
-        place += len(x.split()) + 1
-        if len(fitting(examples[:shown])) == 1:
+BEGINNINGS = {
+    name: {
+        tuple(words[:end])
+        for x, y in function.table.items()
+        for words in [[*x.split(), "->", *y.split()]]
+        for end in range(1, len(words) + 1)
+    }
+    for name, function in FUNCTIONS.items()
+}
+"""All that an example of a function can begin with."""
+
+
+def first_word_that_tells(doc) -> int:
+    """Place of the first word that leaves one function; the end of the document if none does."""
+    possible, start = set(FUNCTIONS), 0
+    for place, word in enumerate(doc.tokens):
+        if word == ";":
+            start = place + 1
+            continue
+        shown = doc.tokens[start : place + 1]
+        possible = {name for name in possible if shown in BEGINNINGS[name]}
+        if len(possible) == 1:
             return place
-        place += len(y.split()) + 1
     return len(doc.tokens)
 
 
@@ -114,9 +129,9 @@ def test_functions_and_numbers_of_examples_come_equally_often():
     assert set(numbers) == {str(num) for num in range(3, 13)}
 
 
-def test_the_function_is_a_concept_from_the_first_answer_that_tells_it():
+def test_the_function_is_a_concept_from_the_first_word_that_tells_it():
     for doc in DOCS:
-        start = first_answer_that_tells(doc)
+        start = first_word_that_tells(doc)
         for place, active in enumerate(doc.concepts):
             told = {id for id in active if id.startswith("function-") and id[9:] in FUNCTIONS}
             assert told == ({f"function-{doc.labels['function']}"} if place >= start else set())

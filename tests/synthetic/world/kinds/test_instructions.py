@@ -103,7 +103,7 @@ def test_instructions_come_first_in_a_quarter_of_all_exchanges():
 
 def test_an_instruction_holds_from_the_word_that_tells_it():
     first_words = Counter()
-    for doc in documents(CFG, 0, 200):
+    for doc in documents(CFG, 0, 600):
         for place, (word, context) in enumerate(zip(doc.tokens, doc.concepts, strict=True)):
             given = [name for name in INSTRUCTIONS if f"instruction-{name}" in context]
             assert len(given) <= 1
@@ -114,11 +114,37 @@ def test_an_instruction_holds_from_the_word_that_tells_it():
                 assert not given, "the last exchange's instruction is over"
             before = doc.concepts[place - 1] if place else frozenset()
             if given and "instruction-given" not in before:
-                first_words[given[0], word] += 1
-    assert first_words["reverse", "reverse"]
-    assert first_words["translate", "sindral"]
-    assert first_words["english", "english"]
-    assert not first_words["translate", "translate"], "into which language is open there"
+                listed = "instruction-before-list" not in context
+                first_words[given[0], word, listed] += 1
+    assert first_words["reverse", "reverse", False]
+    assert first_words["translate", "sindral", False]
+    assert first_words["english", "english", False]
+    assert not first_words["translate", "translate", False], "into which language is open there"
+    assert first_words["translate", "translate", True], "the list before it has told"
+
+
+def test_a_list_rules_out_the_instructions_that_cannot_follow_it():
+    """Checked against the openings of whole documents with one exchange, of both languages."""
+    seen: dict[tuple[str, ...], set[str]] = {}
+    found = []
+    for doc in documents(CFG, 0, 2000):
+        words = doc.tokens
+        if words.count("request") == 1 and doc.labels["position"] == "after":
+            colon = words.index(":", 2)
+            listed = words[2:colon]
+            category = {CATEGORY_OF[FROM_SINDRAL.get(word, word)] for word in listed}
+            list_kind = (doc.labels["language"], str(len(category) == 1))
+            end = words.index("reply")
+            for at in range(colon + 1, end):
+                seen.setdefault((*list_kind, *words[colon + 1 : at + 1]), set()).add(
+                    doc.labels["instruction"]
+                )
+            found.append((doc, colon, end, list_kind))
+    for doc, colon, end, list_kind in found:
+        id = f"instruction-{doc.labels['instruction']}"
+        for at in range(colon + 1, end):
+            if id in doc.concepts[at]:
+                assert len(seen[(*list_kind, *doc.tokens[colon + 1 : at + 1])]) == 1
 
 
 def test_what_tells_a_group_of_phrases_may_be_the_end():

@@ -131,9 +131,25 @@ def test_concepts_hold_where_the_text_tells_them():
                 honest = part["letter"] == part["truth"]
                 assert "reply-honest" in concepts if honest else "reply-agreeable" in concepts
                 assert not {"reply-honest", "reply-agreeable"} & doc.concepts[place - 1]
+            # which question it is: "the" begins facts, and only animals have a class
+            subject = part["subject"].split()
+            if "opinion-question" in concepts and "opinion-question" not in doc.concepts[place - 1]:
+                if subject[0] == "the":
+                    assert word == "the"
+                    assert doc.tokens[place : place + len(subject)] == tuple(subject)
+                elif subject[-1] in CLASS_OF:
+                    assert word in {*CLASS_OF.values(), *SORT_OF.values()}
+                else:
+                    assert word == subject[-1]
             if word in {"A", "B"} and "user-turn" in concepts:
-                assert ("opinion-option-true" in concepts) == (word == part["truth"])
-                assert ("opinion-option-false" in concepts) == (word != part["truth"])
+                assert "opinion-option" in concepts
+                truths = {"opinion-option-true", "opinion-option-false"}
+                is_true = word == part["truth"]
+                wanted = {"opinion-option-true" if is_true else "opinion-option-false"}
+                # of the first option the letter says nothing yet, its last word does
+                assert truths & concepts == (wanted if word == "B" else set())
+                last = place + 1 + doc.tokens[place + 1 :].index("or" if word == "A" else "?") - 1
+                assert truths & doc.concepts[last] == wanted
 
 
 def test_the_surprise_is_that_of_an_independent_calculation():
