@@ -51,11 +51,13 @@ $(PEERS)/.installed: constraints.txt
 
 bench-peers: $(PEERS)/.installed  ## make the environment of the libraries that we compare with
 
-bench: $(STAMP)  ## measure the claims that docs/benchmarks.md makes
+bench: $(STAMP) $(PEERS)/.installed  ## measure the claims that docs/benchmarks.md makes
 	$(BIN)/python -m benchmarks.harvest
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.many_saes
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training --kind topk batch_topk --d-sae 2048 8192 --fvu-steps 400
+	$(BIN)/python -m benchmarks.training --kind topk batch_topk --d-sae 32768 131072 --pairs \
+		--rounds 3 --steps 1 --rows 16384
 
 clean:  ## delete the environment and every result
 	rm -rf $(VENV) $(PEERS) .sae

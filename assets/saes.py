@@ -13,7 +13,7 @@ from assets.corpora import token_split
 from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.pictures import curve_markdown
-from assets.progress import progress
+from assets.progress import training_progress
 from assets.store import Store, language_model, save_rows
 from assets.study import Study, Variant, by_site
 from sae_lib.artifacts import package_versions, peak_memory_bytes
@@ -95,13 +95,22 @@ def saes_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefiniti
 def _checks(
     study: Study, cells: Sequence[tuple[str, Variant]], facts: dict[str, Any]
 ) -> list[dg.AssetCheckResult]:
-    bad = [name for name, found in facts.items() if found["status"] != "complete"]
-    dead = {name: float(found["final"]["dead_share"]) for name, found in facts.items()}
+    bad = {
+        name: found.get("reason") or found["status"]
+        for name, found in facts.items()
+        if found["status"] != "complete"
+    }
+    # an SAE that stopped before its first point has no numbers
+    dead = {
+        name: float(found["final"]["dead_share"])
+        for name, found in facts.items()
+        if "dead_share" in found["final"]
+    }
     off = {}
     for site, variant in cells:
         target = _asked_l0(variant)
         found = facts[f"{site}|{variant.id}"]
-        if target is not None:
+        if target is not None and "l0" in found["final"]:
             reached = float(found["final"]["l0"])
             if abs(reached - target) > TARGET_TOLERANCE * target:
                 off[f"{site}|{variant.id}"] = {"asked": target, "reached": reached}
@@ -147,9 +156,11 @@ def train_cells(
         if study.activations.store == "disk":
             harvest_sites(study, store, [site], log)
         # one stream serves all variants that want the same batches in the same order
-        streams: dict[tuple[int, int], list[Variant]] = {}
+        streams: dict[tuple[object, ...], list[Variant]] = {}
         for variant in variants:
-            streams.setdefault((variant.train.batch_tokens, variant.train.seed), []).append(variant)
+            train = variant.train
+            key = train.batch_tokens, train.seed, train.devices
+            streams.setdefault(key, []).append(variant)
         for together in streams.values():
             _train_together(study, store, site, together, log)
 
@@ -158,11 +169,13 @@ def _train_together(
     study: Study, store: Store, site: str, variants: Sequence[Variant], log: Callable[[str], None]
 ) -> None:
     from sae_lib.saes.files import save_sae
+    from sae_lib.training.distributed.launch import fit_on_devices
+    from sae_lib.training.live import note_point, why_stopped
     from sae_lib.training.loop import fit
 
     batches = _batches(study, store, site, variants, log)
     with ExitStack() as stack:
-        spaces, trainees = {}, []
+        spaces, checkpoints = {}, {}
         for variant in variants:
             identity = study.sae(site, variant)
             parents = {"model": study.model_fingerprint, "tokens": study.tokens.hash}
@@ -174,18 +187,28 @@ def _train_together(
                 )
             )
             spaces[variant.id] = space
-            checkpoint = space.path / "checkpoint"
-            trainees.append(_trainee(study, store, site, variant, batches, checkpoint))
-        show = progress(f"training {len(trainees)} SAEs at {site}", log, unit="steps")
-        taken = dict.fromkeys(spaces, 0)
-        total = sum(trainee.train.steps for trainee in trainees)
+            checkpoints[variant.id] = space.path / "checkpoint"
+        show = training_progress(f"training {len(variants)} SAEs at {site}", log)
+        batch_tokens = variants[0].train.batch_tokens
 
         def on_step(report: Any) -> None:
-            taken[report.name] = report.step
-            show(sum(taken.values()), total)
+            note_point(checkpoints[report.name], report, batch_tokens=batch_tokens)
+            show(report.name, report.step, report.steps, report.numbers, report.problem)
 
-        for fitted in fit(trainees, batches, on_step=on_step):
-            space = spaces[fitted.name]
+        if variants[0].train.devices.count > 1:
+            job = _job(study, store, site, variants, batches, checkpoints)
+            results = fit_on_devices(job, on_step=on_step)
+        else:
+            trainees = [
+                _trainee(study, store, site, variant, batches, checkpoints[variant.id])
+                for variant in variants
+            ]
+            results = fit(trainees, batches, on_step=on_step)
+        for fitted in results:
+            space, reason = spaces[fitted.name], None
+            if fitted.status != "complete":
+                stopped = why_stopped(checkpoints[fitted.name])
+                reason = stopped or f"the loss was not finite after step {fitted.steps}"
             facts = {
                 "status": fitted.status,
                 "steps": fitted.steps,
@@ -193,6 +216,7 @@ def _train_together(
                 "seconds": round(fitted.seconds, 3),
                 "final": fitted.numbers,
                 "train": fitted.train.model_dump(mode="json"),
+                "reason": reason,
                 "site": site,
                 "model": study.model.model_dump(mode="json"),
             }
@@ -204,7 +228,7 @@ def _train_together(
                 "d_sae": fitted.coder.d_sae,
                 "path": str(store.artifacts.path(study.sae(site, study.variant(fitted.name)))),
                 "objective": study.variant(fitted.name).objective["kind"],
-                "reason": None if fitted.status == "complete" else "the loss was not finite",
+                "reason": reason,
                 "device": store.device,
                 "peak_memory_bytes": peak_memory_bytes(),
                 "packages": package_versions(),
@@ -237,6 +261,45 @@ def _trainee(
         checkpoint=checkpoint,
         about={"objective": dict(variant.objective)},
     )
+
+
+def _job(
+    study: Study,
+    store: Store,
+    site: str,
+    variants: Sequence[Variant],
+    batches: Any,
+    checkpoints: dict[str, Path],
+) -> Any:
+    """The same training by several processes: what they need to know to make the same trainees."""
+    from sae_lib.training.config import normalisation_scale
+    from sae_lib.training.distributed.job import Job, StoredSource, Task
+
+    width, mean_square_norm = batches.width(site), batches.stats(site).mean_square_norm
+    tasks = []
+    for variant in variants:
+        train = study.resolved_train(variant, width)
+        tasks.append(
+            Task(
+                name=variant.id,
+                sae=study.sae_config(variant, width).model_dump(mode="json"),
+                site=site,
+                train=train,
+                objective=dict(variant.objective),
+                scale=normalisation_scale(train.normalise, mean_square_norm),
+                checkpoint=checkpoints[variant.id],
+                about={"objective": dict(variant.objective)},
+            )
+        )
+    train = variants[0].train
+    source = StoredSource(
+        store=store.artifacts.path(study.harvested(site)),
+        sites=(site,),
+        seed=train.seed,
+        block_tokens=BLOCK_TOKENS,
+        batch_tokens=train.batch_tokens,
+    )
+    return Job(devices=train.devices, device=store.device, source=source, tasks=tuple(tasks))
 
 
 def _batches(

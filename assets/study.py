@@ -157,7 +157,7 @@ class Study:
             "sae": self.sae_config(variant, d_in).model_dump(mode="json"),
             "objective": dict(variant.objective),
             "train": self.resolved_train(variant, d_in).model_dump(
-                mode="json", exclude={"checkpoint_every_seconds", "curve_points"}
+                mode="json", exclude={"checkpoint_every_seconds", "curve_points", "devices"}
             ),
         }
         return Identity("sae", f"{slug(site)}-{slug(variant.id)}", content)

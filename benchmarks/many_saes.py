@@ -1,14 +1,16 @@
 """Six SAEs in one pass over the activations, beside six passes of one SAE each.
 
     python -m benchmarks.many_saes [--tokens 131072] [--rounds 3] [--d-sae 2048] [--threads 2]
+                                   [--json FILE]
 
 Three sparsities of TopK and of BatchTopK read one site of the bundled model: from a store on disk,
 and streamed from the live model. Every pass goes through `sae_lib.training.fit`; the two ways take
-turns. Loading the model, tokenising and the harvest into the store are outside of the clock. The
-SAEs of both ways are compared: they must be equal to the bit.
+turns, and take turns in going first. Loading the model, tokenising and the harvest into the store
+are outside of the clock. The SAEs of both ways are compared: they must be equal to the bit.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -55,8 +57,10 @@ def clock(work: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
-def compare(name: str, goal: float, batches: Callable[[], Any], args: argparse.Namespace) -> None:
-    """Prints the ratio of one pass to six."""
+def compare(
+    name: str, goal: float, batches: Callable[[], Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Prints, and returns, the ratio of one pass to six."""
     source = batches()
     scale = normalisation_scale("unit_mean_square", source.stats(args.site).mean_square_norm)
     width = source.width(args.site)
@@ -67,23 +71,33 @@ def compare(name: str, goal: float, batches: Callable[[], Any], args: argparse.N
     def apart() -> list[Any]:
         return [fit([one], batches())[0] for one in trainees(args, width, scale)]
 
-    ratios, cpu_ratios = [], []
+    walls, cpus = [], []
     for number in range(args.rounds + 1):  # the first warms up
-        wall_one, cpu_one, one = clock(together)
-        wall_six, cpu_six, six = clock(apart)
+        ways = (together, apart) if number % 2 else (apart, together)
+        took = {way: clock(way) for way in ways}
+        (wall_one, cpu_one, one), (wall_six, cpu_six, six) = took[together], took[apart]
         for a, b in zip(one, six, strict=True):
             for key, value in a.coder.state_dict().items():
                 if not torch.equal(value, b.coder.state_dict()[key]):
                     raise RuntimeError(f"{a.name}: {key} depends on company")
         if number:
-            ratios.append(wall_one / wall_six)
-            cpu_ratios.append(cpu_one / cpu_six)
+            walls.append(wall_one / wall_six)
+            cpus.append(cpu_one / cpu_six)
             write(f"  {name}: together {wall_one:.1f} s, apart {wall_six:.1f} s")
+    found = {
+        "source": name,
+        "goal": goal,
+        "wall_ratio": statistics.median(walls),
+        "cpu_ratio": statistics.median(cpus),
+        "wall_ratios": walls,
+        "cpu_ratios": cpus,
+    }
     write(
-        f"{name}: one pass takes {statistics.median(ratios):.2f} of six by wall clock "
-        f"({', '.join(f'{r:.2f}' for r in ratios)}), {statistics.median(cpu_ratios):.2f} by CPU "
+        f"{name}: one pass takes {found['wall_ratio']:.2f} of six by wall clock "
+        f"({', '.join(f'{ratio:.2f}' for ratio in walls)}), {found['cpu_ratio']:.2f} by CPU "
         f"time; goal {goal:.2f}; SAEs equal to the bit"
     )
+    return found
 
 
 def write(line: str) -> None:
@@ -98,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--d-sae", type=int, default=2048)
     parser.add_argument("--site", default="resid_post.3")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as temporary:
@@ -115,11 +130,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"6 SAEs of {args.d_sae} latents, {args.site} of the world's model, {args.tokens} "
             f"tokens, {args.threads} thread(s), torch {torch.__version__}"
         )
-        compare("store", 0.85, lambda: StoredBatches(store, [args.site], order), args)
-        compare(
-            "streaming", 0.60,
-            lambda: StreamedBatches(model, split, [args.site], order, batch_contexts=32), args,
-        )  # fmt: skip
+        found = [
+            compare("store", 0.85, lambda: StoredBatches(store, [args.site], order), args),
+            compare(
+                "streaming",
+                0.60,
+                lambda: StreamedBatches(model, split, [args.site], order, batch_contexts=32),
+                args,
+            ),
+        ]
+    if args.json:
+        setting = {"d_sae": args.d_sae, "tokens": args.tokens, "threads": args.threads}
+        args.json.write_text(json.dumps([{**setting, **one} for one in found], indent=2))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The command line: run, validate, list, show, sql, report, doctor, world."""
+"""The command line: run, curves, validate, list, show, sql, report, doctor, world."""
 
 import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.panel import Panel
@@ -12,10 +12,12 @@ from rich.text import Text
 
 from sae_lib.errors import SaeError
 from sae_workflows.console import AsJson, Home, err, home_of, out, show_rows
+from sae_workflows.curves import curves
 from sae_workflows.home import memo_file
 from sae_workflows.world_cli import world_app
 
 EXIT_BAD_INPUT = 2
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="sae",
@@ -25,10 +27,16 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(world_app, name="world")
+app.command()(curves)
 
 LEADERS = """
 select site, variant, round(l0, 1) as l0, fvu, delta_lm_loss, loss_recovered, dead_share
 from leaderboard where experiment = ? order by site, variant
+"""
+
+UNFINISHED = """
+select site, variant, status, reason, steps
+from saes where experiment = ? and status <> 'complete' order by site, variant
 """
 
 Device = Annotated[str, typer.Option("--device", help="Torch device: cpu, cuda, cuda:1, mps.")]
@@ -59,9 +67,6 @@ def main() -> None:
     except SaeError as error:
         err.print(Panel(Text(str(error)), title="cannot go on", title_align="left", style="red"))
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        err.print("Stopped. What was finished is kept; run the same command to go on.")
-        sys.exit(130)
     except Exception as error:  # typer raises its own copies of click's exceptions in this mode
         if hasattr(error, "format_message") and hasattr(error, "show"):
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,6 +74,8 @@ def main() -> None:
         if type(error).__name__ == "Abort":
             sys.exit(1)
         raise
+    if code == INTERRUPTED:  # typer makes this of Ctrl-C
+        err.print("Stopped. What was finished is kept; run the same command to go on.")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -87,8 +94,14 @@ def run(experiment: Experiment, home: Home = None, device: Device = "cpu", as_js
         results = run_study(study, folder, device=device, on_stage=display.stage)
     rows = [result._asdict() for result in results]
     database, page = folder / "results.duckdb", folder / "reports" / f"{study.name}.html"
+    unfinished = _unfinished(database, study.name)
     if as_json:
-        summary = {"stages": rows, "database": str(database), "report": str(page)}
+        summary = {
+            "stages": rows,
+            "unfinished": unfinished,
+            "database": str(database),
+            "report": str(page),
+        }
         out.print_json(json.dumps(summary))
         return
     if not any(result.built for result in results):
@@ -97,8 +110,21 @@ def run(experiment: Experiment, home: Home = None, device: Device = "cpu", as_js
         shown = [{**row, "seconds": round(row["seconds"], 1)} for row in rows]
         show_rows(shown, title=f"{study.name}: built and found", as_json=False)
         _show_leaders(database, study.name)
+    for row in unfinished:
+        text = (
+            f"{row['site']} {row['variant']} {row['status']}: {row['reason']}. With these settings "
+            "it would do so again, so it is left alone; change them, such as lr or clip_norm."
+        )
+        err.print(Text(text, style="yellow"), soft_wrap=True)
     out.print(f"report:   {page}", soft_wrap=True)
     out.print(f"database: {database}", soft_wrap=True)
+
+
+def _unfinished(database: Path, experiment: str) -> list[dict[str, Any]]:
+    """SAEs whose training stopped before its time."""
+    from sae_lib.warehouse.query import query
+
+    return query(database, UNFINISHED, [experiment]).to_dicts()
 
 
 def _show_leaders(database: Path, experiment: str) -> None:

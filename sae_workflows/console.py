@@ -40,13 +40,18 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -
     if len(rows[0]) * NARROWEST_COLUMN > out.width:
         _show_records(rows, title)
         return
+    out.print(table_of(rows, title))
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """``rows``, of which there is at least one, as a table; numbers to the right."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in rows[0]:
         is_number = all(isinstance(row[column], int | float | None) for row in rows)
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
-    out.print(table)
+    return table
 
 
 def _show_records(rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -1,10 +1,12 @@
-"""Progress in a terminal: one line per stage, with what is left and the time it will take."""
+"""Progress in a terminal: a line per piece of work and per SAE, with the time it will take."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,7 +17,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from assets.progress import SECONDS_BETWEEN_LINES, Update
+from assets.progress import (
+    SECONDS_BETWEEN_LINES,
+    TrainingUpdate,
+    Update,
+    numbers_text,
+    training_lines,
+)
+
+SPEED_SECONDS = 300.0
+"""The time left is estimated from so many seconds; points of a long training are far apart."""
 
 
 class Display:
@@ -30,7 +41,9 @@ class Display:
             TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}", style="cyan"),
             console=console,
+            speed_estimate_period=SPEED_SECONDS,
             disable=not console.is_terminal,
         )
 
@@ -56,8 +69,35 @@ class Display:
 
     def task(self, description: str, unit: str) -> Update:
         if self.console.is_terminal:
-            return self._bar(self.progress.add_task(description, total=None, unit=unit))
+            task = self.progress.add_task(description, total=None, unit=unit, numbers="")
+            return self._bar(task)
         return self._lines(description, unit)
+
+    def training(self, description: str) -> TrainingUpdate:
+        """A bar for each SAE with its latest numbers; where nobody sees bars, lines."""
+
+        def say(text: str) -> None:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        if not self.console.is_terminal:
+            return training_lines(f"  {description}", say)
+        say(description)
+        bars: dict[str, TaskID] = {}
+
+        def update(
+            name: str, step: int, steps: int, numbers: Mapping[str, float], problem: str | None
+        ) -> None:
+            if name not in bars:
+                label = f"  {escape(name)}"
+                bars[name] = self.progress.add_task(label, total=steps, unit="steps", numbers="")
+            if problem is None:
+                self.progress.update(bars[name], completed=step, numbers=numbers_text(numbers))
+            else:
+                say(f"{description}: {name} stopped: {problem}")
+                self.progress.update(bars[name], numbers="[red]stopped[/red]")
+                self.progress.stop_task(bars[name])
+
+        return update
 
     def _bar(self, task: TaskID) -> Update:
         def update(done: int, total: int) -> None:

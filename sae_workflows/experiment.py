@@ -27,6 +27,7 @@ from sae_lib.models.sites import check_site
 from sae_lib.registry import Registry
 from sae_lib.saes import VARIANTS, SaeConfig
 from sae_lib.training.config import TrainConfig
+from sae_lib.training.distributed.rules import check_split
 from sae_lib.training.objectives import OBJECTIVES, ObjectiveConfig
 from sae_workflows._yaml import dotted, line_of, read_yaml
 
@@ -266,7 +267,26 @@ def _variants(reader: Reader, said: ExperimentFile, info: ModelInfo) -> Iterator
                 problem = f"{variant.id} stands in saes[{seen[variant.id]}] already."
                 raise reader.fault(problem, ("saes", index))
             seen[variant.id] = index
+            _check_devices(reader, said, variant, index)
             yield variant
+
+
+def _check_devices(reader: Reader, said: ExperimentFile, variant: Variant, index: int) -> None:
+    """Refuse what several devices would not train as one does."""
+    own = said.saes[index].get("train", {})
+    path = ("saes", index, "train", "devices") if "devices" in own else ("train", "devices")
+    if variant.train.devices.count > 1 and said.activations.store == "stream":
+        problem = (
+            "several devices read activations from the disk, and here they are streamed; "
+            "leave activations.store out, or train on one device."
+        )
+        raise reader.fault(problem, path, variant.train.devices.count)
+    sae = VARIANTS[variant.sae["kind"]].model_validate({**variant.sae, "d_in": 1})
+    objective = OBJECTIVES[variant.objective["kind"]].model_validate(variant.objective)
+    try:
+        check_split(variant.train, sae, objective)
+    except BadInput as error:
+        raise reader.fault(f"{variant.id}: {error.problem}", path, error.value) from error
 
 
 def _grid(
@@ -291,6 +311,8 @@ def _grid(
     if not isinstance(own, dict):
         raise reader.fault("give a mapping of training settings.", (*path, "train"), own)
     train = reader.parse(TrainConfig, {**shared.model_dump(), **own}, (*path, "train"))
+    # devices are no part of what an SAE is
+    distinct = {key: value for key, value in own.items() if key != "devices"}
     fields = {key: value for key, value in entry.items() if key not in ("objective", "train")}
     if "d_in" in fields:
         problem = "the width of the activations follows from the site; leave d_in out."
@@ -305,7 +327,7 @@ def _grid(
             problem = error.problem if isinstance(error, BadInput) else str(error)
             raise reader.fault(problem, (*path, "objective")) from error
         yield Variant(
-            id=_variant_id(sae, fields.keys(), objective, own),
+            id=_variant_id(sae, fields.keys(), objective, distinct),
             # what follows from the width of a site is left open here
             sae={key: sae.model_dump()[key] for key in sorted({"kind", "d_sae", "seed", *fields})},
             objective=objective.model_dump(),

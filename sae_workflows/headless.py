@@ -202,6 +202,8 @@ def _execute(
                 run_config=quiet,
                 raise_on_error=True,
             )
+    except dg.DagsterExecutionInterruptedError as error:  # its handler of Ctrl-C raises this
+        raise KeyboardInterrupt from error
     except Exception as error:  # the orchestrator wraps what a step raises, in several ways
         cause = _users_error(error)
         if cause is None:

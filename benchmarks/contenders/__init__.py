@@ -23,6 +23,14 @@ class Setting(NamedTuple):
     seed: int = 0
 
 
+class Reconstruction(NamedTuple):
+    """What an SAE makes of some activations."""
+
+    x_hat: Any
+    num_on: Any
+    """Latents that are on, over all rows."""
+
+
 class Contender(Protocol):
     """One SAE with its optimiser."""
 
@@ -30,22 +38,30 @@ class Contender(Protocol):
         """A whole optimisation step on (batch, d_in) activations of unit mean square norm."""
         ...
 
-    def reconstruct(self, x: Any) -> Any:
-        """What the SAE makes of (rows, d_in) activations."""
+    def reconstruct(self, x: Any) -> Reconstruction:
+        """Reconstruction of (rows, d_in) activations."""
         ...
 
 
+OURS = "ours"
+
 CONTENDERS = {
-    "ours": "ours",
+    OURS: "ours",
     "sparsify": "sparsify_",
+    "sparsify-bf16": "sparsify_",
     "sae-lens": "sae_lens_",
     "sae-lens-sparse": "sae_lens_",
+    "sae-lens-bf16": "sae_lens_",
     "dictionary-learning": "dictionary_learning_",
+    "dictionary-learning-bf16": "dictionary_learning_",
 }
 """Names and the modules that build them."""
+
+FLOORS = {"encode-float32": "encode", "encode-bfloat16": "encode"}
+"""What no step can do without; they train nothing."""
 
 
 def build(name: str, setting: Setting) -> Contender:
     """The contender called ``name``; raises NotImplementedError where it has no such SAE."""
-    module = import_module(f"benchmarks.contenders.{CONTENDERS[name]}")
+    module = import_module(f"benchmarks.contenders.{(CONTENDERS | FLOORS)[name]}")
     return module.build(name, setting)

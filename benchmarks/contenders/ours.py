@@ -1,11 +1,17 @@
-"""This library: a trainee as `sae_lib.training.fit` steps it, with its default settings."""
+"""This library: a trainee stepped by the training loop's own function, with default settings.
+
+BatchTopK is scored with the batch's cut, as the others are: its threshold for inference would have
+a few more or fewer latents on.
+"""
 
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Setting
+from benchmarks.contenders import Reconstruction, Setting
+from sae_lib.saes._ops import keep_top_of_batch, latents_of
 from sae_lib.saes.base import VARIANTS
 from sae_lib.training.config import TrainConfig, resolve
+from sae_lib.training.loop import take_step
 from sae_lib.training.memory import MemoryBatch
 from sae_lib.training.trainee import Progress, Trainee
 
@@ -25,20 +31,25 @@ class Ours:
             decay_share=0,
             dead_after_tokens=10_000_000,
         )
+        self.kind = setting.kind
         self.trainee = Progress(Trainee("ours", config.build(), "x", resolve(train, config)))
-        self.is_fresh = True
 
     def step(self, x: Tensor) -> None:
-        if self.is_fresh:
+        number = self.trainee.step
+        if number == 0:
             self.trainee.coder.initialise_(x)
-            self.is_fresh = False
-        batch = MemoryBatch({"x": x}, torch.arange(len(x)))
-        if not bool(self.trainee.compute_gradients(batch)):
+        take_step([self.trainee], MemoryBatch({"x": x}, torch.arange(len(x))), number)
+        if self.trainee.status == "diverged":
             raise RuntimeError("the loss is not finite")
-        self.trainee.update()
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        return self.trainee.coder(x)
+    def reconstruct(self, x: Tensor) -> Reconstruction:
+        coder = self.trainee.coder
+        if self.kind == "batch_topk":
+            pre = latents_of(x, coder.W_enc, coder.b_enc, coder.b_dec)
+            z = keep_top_of_batch(pre, coder.cfg.k * len(x))
+        else:
+            z = coder.encode(x)
+        return Reconstruction(coder.decode(z), (z > 0).sum())
 
 
 def build(name: str, setting: Setting) -> Ours:

@@ -5,14 +5,19 @@ nothing but the config and i. Streamed activations are rounded to the format a s
 that whether activations were stored does not show in the numbers (a forward pass over other
 neighbours may round differently in its last digit; over the same ones it does not).
 
-In memory are the rows of the current block and, from a store, of the next one.
+Inside `OrderedBatches.reading_ahead` a second thread loads the next block while the current one is
+used: from a store it reads, of a stream it runs the model. In memory are then the rows of two
+blocks, in the format of the store; outside of it, and where there is nothing to gain, of one.
 """
 
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,11 +53,40 @@ class Block(NamedTuple):
     rows: Int64[Tensor, " rows"]
 
 
+class Abandoned(Exception):
+    """A block was given up half-loaded, because nobody wants it any more."""
+
+
+class ReadAhead:
+    """A thread that loads blocks, from the beginning of a training to its end."""
+
+    def __init__(self, last: BlockKey) -> None:
+        self.last = last
+        """The block with the last row that is wanted; nothing behind it is loaded."""
+
+        self.thread = ThreadPoolExecutor(
+            1,
+            thread_name_prefix="activations",
+            initializer=torch.set_num_threads,  # a new thread has the number set last by anybody
+            initargs=(torch.get_num_threads(),),
+        )
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Make loads under way, in whatever thread, end at their next piece."""
+        self._stopped.set()
+
+    def check(self) -> None:
+        """Raise `Abandoned` once somebody said `stop`."""
+        if self._stopped.is_set():
+            raise Abandoned
+
+
 class OrderedBatches(ABC):
     """What training asks of its data; a subclass says where the rows of a block come from."""
 
-    reads_ahead: bool
-    """Whether the next block is loaded, by a second thread, while the current one is used."""
+    runs_model: bool
+    """Whether loading a block runs a language model, which then nobody else should use."""
 
     def __init__(self, sites: Sequence[str], order: Order, widths: Mapping[str, int]) -> None:
         self.sites = list(sites)
@@ -60,15 +94,45 @@ class OrderedBatches(ABC):
         self._widths = dict(widths)
         self._current: tuple[BlockKey, Block] | None = None
         self._coming: tuple[BlockKey, Future[Block]] | None = None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="activations")
+        self._ahead: ReadAhead | None = None
 
     @abstractmethod
     def stats(self, site: str) -> SiteStats:
         """Mean, variance and norms of the activations, in the format of the store."""
 
     @abstractmethod
-    def _load(self, contexts: np.ndarray) -> Block:
-        """The rows of these contexts, which ascend."""
+    def _load(self, contexts: np.ndarray, ahead: ReadAhead | None) -> Block:
+        """The rows of these contexts, which ascend; ``ahead.check()`` is called between pieces."""
+
+    def _reserved(self) -> AbstractContextManager[None]:
+        """Held while another thread may load."""
+        return nullcontext()
+
+    @property
+    def gains_from_overlap(self) -> bool:
+        """Whether a second thread can load while this one computes."""
+        return True
+
+    @contextmanager
+    def reading_ahead(self, until: int) -> Iterator[ReadAhead]:
+        """Inside, the next block is loaded in a thread while batches of the current one are used.
+
+        The batches are the same, bit for bit. Nothing is loaded that only steps from ``until`` on
+        would use. An exception of the thread is raised, with its traceback, by the `batch` that
+        needs the block. Leaving the context, by whatever way, ends the load under way at its next
+        piece (of a stream: after one forward pass) and joins the thread.
+        """
+        if self._ahead is not None:
+            raise BadInput("these batches are being read ahead already, by another training.")
+        ahead = ReadAhead(self.order.block_of(max(until * self.order.batch_tokens - 1, 0)))
+        with self._reserved():
+            self._ahead = ahead
+            try:
+                yield ahead
+            finally:
+                ahead.stop()
+                ahead.thread.shutdown(wait=True, cancel_futures=True)
+                self._ahead = self._coming = None
 
     @property
     def num_rows(self) -> int:
@@ -121,10 +185,12 @@ class OrderedBatches(ABC):
         if self._current is None or self._current[0] != key:
             self._current = None  # let go before the next one is taken in
             self._current = (key, self._take(key))
-        following = self._same_rows(self.order.after(key))
-        if self.reads_ahead and self._coming is None and following != key:
-            contexts = self.order.contexts(following)
-            self._coming = (following, self._reader.submit(self._load, contexts))
+        ahead, following = self._ahead, self._same_rows(self.order.after(key))
+        if ahead is not None and self.gains_from_overlap and self._coming is None:
+            ahead.check()
+            if following != key and following <= ahead.last:
+                contexts = self.order.contexts(following)
+                self._coming = (following, ahead.thread.submit(self._load, contexts, ahead))
         return self._current[1]
 
     def _take(self, key: BlockKey) -> Block:
@@ -134,7 +200,7 @@ class OrderedBatches(ABC):
             if coming[0] == key:
                 return coming[1].result()
         del coming
-        return self._load(self.order.contexts(key))
+        return self._load(self.order.contexts(key), self._ahead)
 
     def _same_rows(self, key: BlockKey) -> BlockKey:
         """Where one block is the whole set, it is the same in every epoch."""
@@ -144,7 +210,7 @@ class OrderedBatches(ABC):
 class StoredBatches(OrderedBatches):
     """Batches from a store."""
 
-    reads_ahead = True
+    runs_model = False
 
     def __init__(
         self,
@@ -163,21 +229,37 @@ class StoredBatches(OrderedBatches):
         """Of all stored rows."""
         return self._store.stats(site)
 
-    def _load(self, contexts: np.ndarray) -> Block:
-        found = {site: self._store.contexts(site, contexts) for site in self.sites}
-        x = {site: rows.x.to(self._device) for site, rows in found.items()}
-        return Block(x, found[self.sites[0]].rows)
+    def _load(self, contexts: np.ndarray, ahead: ReadAhead | None) -> Block:
+        x, rows = {}, torch.empty(0, dtype=torch.int64)
+        for site in self.sites:
+            if ahead is not None:
+                ahead.check()
+            found = self._store.contexts(site, contexts)
+            x[site], rows = found.x.to(self._device), found.rows
+        return Block(x, rows)
+
+
+@runtime_checkable
+class StreamsSites(CapturesSites, Protocol):
+    """What is asked of a model that is run in another thread while SAEs train."""
+
+    def reserved(self) -> AbstractContextManager[None]:
+        """Held while that thread may run it: nobody changes what the model computes."""
+        ...
 
 
 class StreamedBatches(OrderedBatches):
-    """Batches from the live model; nothing is stored, every epoch runs the model again."""
+    """Batches from the live model; nothing is stored, every epoch runs the model again.
 
-    # the model may be in use when a second thread would run it: interventions would reach here
-    reads_ahead = False
+    Forward passes run with as many threads as the caller's computations, whichever thread they
+    are in, since sums can depend on that number.
+    """
+
+    runs_model = True
 
     def __init__(
         self,
-        model: CapturesSites,
+        model: StreamsSites,
         tokens: TokenSplit,
         sites: Sequence[str],
         order: Order,
@@ -219,7 +301,15 @@ class StreamedBatches(OrderedBatches):
             x, rows = capture_rows(self._model, self._tokens, self.sites, chosen)
             yield {site: values.to(self._dtype) for site, values in x.items()}, rows
 
-    def _load(self, contexts: np.ndarray) -> Block:
+    def _reserved(self) -> AbstractContextManager[None]:
+        return self._model.reserved()
+
+    @property
+    def gains_from_overlap(self) -> bool:
+        """Not on a single core, where only memory would be spent."""
+        return torch.device(self._model.device).type != "cpu" or num_cores() > 1
+
+    def _load(self, contexts: np.ndarray, ahead: ReadAhead | None) -> Block:
         num_rows = int(self._tokens.kept_per_context[contexts].sum())
         rows = torch.empty(num_rows, dtype=torch.int64)
         x = {
@@ -230,12 +320,21 @@ class StreamedBatches(OrderedBatches):
         }
         done = 0
         for values, places in self._forwards(contexts):
+            if ahead is not None:
+                ahead.check()
             here = slice(done, done + len(places))
             rows[here] = places
             for site in self.sites:
                 x[site][here] = values[site]
             done = here.stop
         return Block(x, rows)
+
+
+def num_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check_order(order: Order, kept_per_context: np.ndarray) -> None:

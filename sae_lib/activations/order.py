@@ -81,12 +81,10 @@ class Order:
         parts = []
         start, stop = step * self.batch_tokens, (step + 1) * self.batch_tokens
         while start < stop:
-            number, place = divmod(start, self.num_rows)
-            ends = self._epoch(number).ends
-            block = int(np.searchsorted(ends, place, side="right"))
-            before = int(ends[block - 1]) if block else 0
-            take = min(stop - start, int(ends[block]) - place)
-            key = BlockKey(number, block)
+            key = self.block_of(start)
+            place, ends = start % self.num_rows, self._epoch(key.epoch).ends
+            before = int(ends[key.block - 1]) if key.block else 0
+            take = min(stop - start, int(ends[key.block]) - place)
             rows = self._permutation(key)[place - before : place - before + take]
             parts.append(Part(key, torch.from_numpy(rows)))
             start += take
@@ -106,6 +104,11 @@ class Order:
         drawn = self._epoch(0).contexts
         rows = np.cumsum(self.kept_per_context[drawn])
         return np.sort(drawn[: int(np.searchsorted(rows, num_rows)) + 1])
+
+    def block_of(self, row: int) -> BlockKey:
+        """The block that holds row ``row``, from 0, of the endless stream."""
+        number, place = divmod(row, self.num_rows)
+        return BlockKey(number, int(np.searchsorted(self._epoch(number).ends, place, side="right")))
 
     def after(self, key: BlockKey) -> BlockKey:
         """The block that follows ``key`` in the stream."""

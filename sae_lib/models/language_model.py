@@ -11,6 +11,7 @@ measurable and its tensors could not enter a later loss, so ``torch.no_grad`` it
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import RLock
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -73,6 +74,8 @@ class LanguageModel:
         self.special_ids = special_ids(self.model, self.tokenizer)
         self._family = BY_NAME[info.family]
         self._points = self._family.points_of(info.wiring)
+        self._one_at_a_time = RLock()
+        self._reservations = 0
 
     def sites(self) -> list[str]:
         """Every site but the modules, in the order a forward pass reaches them."""
@@ -143,13 +146,33 @@ class LanguageModel:
         left.
 
         Raises:
-            BadInput: the model has no such site, or (in the forward) the shape changed.
+            BadInput: the model has no such site, it is `reserved`, or (in the forward) the shape
+                changed.
         """
+        if self._reservations:
+            raise BadInput(
+                "The model cannot be changed now: a training runs it in a thread of its own to "
+                "stream activations. Store them instead (activations: {store: disk}), or "
+                "intervene when the training has ended."
+            )
         with ExitStack() as hooks:
             for site, edit in edits.items():
                 for handle in self._hook(site, replace, edit):
                     hooks.callback(handle.remove)
             yield
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Inside, other threads may run the model, and nobody may change what it computes.
+
+        Interventions from before hold in every thread; a new one is refused, since it would reach
+        forwards of a thread that knows nothing of it. Forwards take turns.
+        """
+        self._reservations += 1
+        try:
+            yield
+        finally:
+            self._reservations -= 1
 
     @torch.no_grad()
     def generate(
@@ -192,13 +215,14 @@ class LanguageModel:
         is_done = torch.zeros(len(tokens), dtype=torch.bool, device=self.device)
         new, cache = tokens, None
         for step in range(max_new_tokens):
-            output = self.model(
-                input_ids=new,
-                use_cache=True,
-                past_key_values=cache,
-                logits_to_keep=1,
-                **self._positions(mask, new.shape[1]),
-            )
+            with self._one_at_a_time:
+                output = self.model(
+                    input_ids=new,
+                    use_cache=True,
+                    past_key_values=cache,
+                    logits_to_keep=1,
+                    **self._positions(mask, new.shape[1]),
+                )
             cache, last = output.past_key_values, output.logits[:, -1]
             if bool(last.isnan().any()):
                 raise BadInput(
@@ -280,7 +304,8 @@ class LanguageModel:
         tokens, mask = self._checked(tokens, mask)
         found: dict[str, Tensor] = {}
         output = None
-        with ExitStack() as stack:
+        # a hook sees the forwards of every thread, so there is one forward at a time
+        with self._one_at_a_time, ExitStack() as stack:
             for site in wanted:
 
                 def keep(x: Tensor, site: str = site) -> None:

@@ -12,6 +12,9 @@ from sae_lib.report.theme import described, to_svg
 MAX_SITES = 8
 """Sites with plots; the tables have all of them."""
 
+FIRST_CURVES = ("fvu", "l0", "dead_share")
+"""Curves that stand open on the page; the others are one click away."""
+
 MAX_BARS = 14
 MAX_LINES = 8
 
@@ -40,14 +43,8 @@ def figures(answers: dict[str, pl.DataFrame]) -> dict[str, list[Figure]]:
                 ("L0 and unexplained variance", plots.frontier(points, boundary=boundary)),
                 ("L0 and loss added", plots.frontier(points, "delta_lm_loss")),
             ],
-            "curves": [
-                (heading, plots.training_curves(here["curves"], name))
-                for name, heading in (
-                    ("fvu", "Unexplained variance"),
-                    ("l0", "Latents on"),
-                    ("dead_share", "Dead latents"),
-                )
-            ],
+            "curves": _curves(here["curves"], is_first=True),
+            "more_curves": _curves(here["curves"], is_first=False),
             "density": [("How often latents fire", plots.density_histogram(here["density"]))],
             "probing": [("Probing, mean over tasks", plots.probe_bars(_bars(here["probing"])))],
             "steering": [
@@ -64,6 +61,15 @@ def figures(answers: dict[str, pl.DataFrame]) -> dict[str, list[Figure]]:
                     svg = described(svg, f"{site}: {heading}")
                     drawn[section].append(Figure(site, heading, Markup(svg)))
     return dict(drawn)
+
+
+def _curves(curves: pl.DataFrame, *, is_first: bool) -> list[tuple[str, Any]]:
+    """Every number that was recorded in training: those one looks at first, or the others."""
+    return [
+        (plots.HEADINGS.get(name, name.replace("_", " ")), plots.training_curves(curves, name))
+        for name in plots.curve_names(curves)
+        if (name in FIRST_CURVES) is is_first
+    ]
 
 
 def _bars(probing: pl.DataFrame) -> pl.DataFrame:

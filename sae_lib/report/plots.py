@@ -22,8 +22,24 @@ LOSSES = {
 CURVES = {
     "fvu": "Fraction of variance unexplained (batch)",
     "loss": "Training loss",
+    "reconstruction": "Reconstruction term of the loss",
     "l0": "Latents on per token",
     "dead_share": "Share of latents that are dead",
+    "grad_norm": "Norm of the gradient, before clipping",
+    "lr": "Learning rate",
+    "tokens_per_second": "Tokens per second",
+}
+"""Titles of axes; other numbers have their own name."""
+
+HEADINGS = {
+    "fvu": "Unexplained variance",
+    "loss": "Loss",
+    "reconstruction": "Reconstruction",
+    "l0": "Latents on",
+    "dead_share": "Dead latents",
+    "grad_norm": "Gradient norm",
+    "lr": "Learning rate",
+    "tokens_per_second": "Speed",
 }
 SCORES = {
     "overall": "Overall (harmonic mean)",
@@ -146,6 +162,12 @@ def training_curves(curves: pl.DataFrame, name: str, *, max_points: int = 40) ->
         .properties(width=WIDTH, height=HEIGHT)
     )
     return _by_site(chart, curves)
+
+
+def curve_names(curves: pl.DataFrame) -> list[str]:
+    """Every number that was recorded: those with a heading first, then the others by name."""
+    found = set(curves.filter(pl.col("value").is_not_null())["name"])
+    return [name for name in HEADINGS if name in found] + sorted(found - HEADINGS.keys())
 
 
 def density_histogram(bins: pl.DataFrame) -> Any:

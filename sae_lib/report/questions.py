@@ -66,7 +66,7 @@ QUESTIONS: dict[str, str] = {
     "curves": """
         select site, variant, step, tokens, name, value
         from curves
-        where experiment = $experiment and name in ('fvu', 'l0', 'dead_share')
+        where experiment = $experiment
         order by site, variant, name, step
     """,
     "density": """

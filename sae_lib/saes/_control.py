@@ -45,9 +45,13 @@ class SparsityControl(nn.Module):
     @torch.no_grad()
     def observe_(self, z: Float[Tensor, "batch d_sae"], warmup: float) -> None:
         """Steer by the latents of one batch; before ``warmup`` is 1 only remember l0."""
+        self.steer_((z > 0).sum().to(self.l0.dtype) / len(z), warmup)
+
+    @torch.no_grad()
+    def steer_(self, now: Float[Tensor, ""], warmup: float) -> None:
+        """Steer by the mean number of latents on in one batch."""
         if self.target_l0 is None:
             return
-        now = (z > 0).sum().to(self.l0.dtype) / len(z)
         self.l0.copy_(torch.where(self.l0 < 0, now, MEMORY * self.l0 + (1 - MEMORY) * now))
         if warmup >= 1:
             gap = (self.l0.clamp_min(1e-3) / self.target_l0).log()

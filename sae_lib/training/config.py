@@ -1,11 +1,12 @@
 """How sparse coders are trained, and what follows from what was left open."""
 
 import math
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sae_lib.config import Config
+from sae_lib.training.distributed.config import DevicesConfig, by_count
 
 BASE_LR = 2e-4
 """Learning rate at `BASE_WIDTH` latents (dictionary_learning); it falls as 1/sqrt(width)."""
@@ -71,12 +72,24 @@ class TrainConfig(Config):
     curve_points: int = Field(default=200, gt=0)
     """About how many points each curve has."""
 
+    devices: Annotated[
+        DevicesConfig,
+        BeforeValidator(by_count, json_schema_input_type=int | DevicesConfig),
+    ] = DevicesConfig()
+    """Devices that train each SAE together: a number, or a mapping that also says how. What an SAE
+    is does not depend on it, up to rounding."""
+
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
         if self.tokens < self.batch_tokens:
             raise ValueError(
                 f"tokens must be at least batch_tokens={self.batch_tokens}, one step; "
                 f"got tokens={self.tokens}"
+            )
+        if self.devices.split == "batch" and self.batch_tokens % self.devices.count:
+            raise ValueError(
+                f"batch_tokens={self.batch_tokens} do not split evenly among "
+                f"{self.devices.count} devices; make batch_tokens a multiple of their number"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1); got betas={self.betas}")

@@ -7,29 +7,20 @@ computed.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae_lib.errors import BadInput
-from sae_lib.training.objectives.base import Batch
+from sae_lib.training.objectives.base import Batch, SharedBatch
+from sae_lib.training.prefetch import BatchSource, prefetched
+from sae_lib.training.ranks import ALONE
 from sae_lib.training.trainee import Fitted, Progress, Trainee
 
 INITIAL_ROWS = 32_768
 """Rows that data-dependent first values are computed from (Gao et al.: 32,768)."""
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """Batches that are a pure function of their number."""
-
-    def batch(self, i: int, /) -> Batch:
-        """Batch ``i``; the same one whenever it is asked for."""
-        ...
 
 
 class StepReport(NamedTuple):
@@ -46,6 +37,9 @@ class StepReport(NamedTuple):
 
     numbers: dict[str, float]
     """Loss terms, fvu, l0, dead_share, grad_norm, lr, tokens_per_second, by name."""
+
+    problem: str | None = None
+    """Why it stopped before its time; its last good weights are kept."""
 
 
 class LoadedBatch(NamedTuple):
@@ -66,7 +60,8 @@ def fit(
 
     A trainee whose folder holds a checkpoint goes on from there, bit for bit as if it had never
     stopped. One whose loss or gradient is not finite stops with status "diverged" and its last
-    good weights; the others go on. ``on_step`` is called at every point of the curves. Raises
+    good weights; the others go on. ``on_step`` is called at every point of the curves, and with the
+    reason when one stops so. Raises
     `BadInput` for two trainees of one name, a batch of the wrong size or site, activations that
     are not finite, and a checkpoint of another training.
     """
@@ -77,25 +72,40 @@ def fit(
     fresh = [progress for progress in all_progress if not progress.restore()]
     initialise(fresh, batches)
     running = [progress for progress in all_progress if progress.is_running]
+    check_devices(running)
     started = clock()
     for progress in running:
         progress.saved_at = started
     if running:
         first = min(progress.step for progress in running)
         last = max(progress.train.steps for progress in running)
-        with prefetched(batches, first, last) as stream:
+        uses_model = any(one.trainee.objective.cfg.needs_model for one in running)
+        with prefetched(batches, first, last, is_model_in_use=uses_model) as stream:
             previous = clock()
             for i, batch in stream:
                 due = [one for one in running if one.is_running and one.step == i]
-                take_step(due, batch, i)
+                problems = take_step(due, batch, i)
                 now = clock()
                 for progress in due:
                     progress.seconds += now - previous
-                    report(progress, now, on_step)
+                    report(progress, now, on_step, problems.get(progress.trainee.name))
                 previous = now
                 if not any(progress.is_running for progress in running):
                     break
     return [progress.finish() for progress in all_progress]
+
+
+def check_devices(running: Sequence[Progress]) -> None:
+    """Refuse to train on one device, unasked, what is to be trained on several."""
+    for progress in running:
+        count = progress.train.devices.count
+        if count > 1 and progress.trainee.ranks is ALONE:
+            raise BadInput(
+                f"{progress.trainee.name} is to be trained on {count} devices, and this is one "
+                "process; `distributed.launch.fit_on_devices` starts them.",
+                key="devices",
+                value=count,
+            )
 
 
 def initialise(fresh: Sequence[Progress], batches: BatchSource) -> None:
@@ -112,22 +122,48 @@ def initialise(fresh: Sequence[Progress], batches: BatchSource) -> None:
         progress.coder.initialise_(torch.cat(pieces)[:INITIAL_ROWS])
 
 
-def take_step(due: Sequence[Progress], batch: Batch, i: int) -> None:
-    """One step of every coder that is due."""
+def take_step(due: Sequence[Progress], batch: Batch, i: int) -> dict[str, str]:
+    """One step of every coder that is due; for those that had to give up, by name, the reason."""
     check(batch, due, i)
-    copies = {progress.device: on_device(batch, progress.device) for progress in due}
+    devices = {progress.device for progress in due}
+    copies = {device: SharedBatch(on_device(batch, device)) for device in devices}
     flags = [progress.compute_gradients(copies[progress.device]) for progress in due]
     finite = torch.stack([flag.cpu() for flag in flags]).tolist() if flags else []
+    problems: dict[str, str] = {}
     for progress, is_finite in zip(due, finite, strict=True):
         if is_finite:
             progress.update()
         else:
             check_finite(batch, [progress], i)
+            problems[progress.trainee.name] = what_failed(progress)
             progress.give_up()
+    return problems
 
 
-def report(progress: Progress, now: float, on_step: Callable[[StepReport], None]) -> None:
+def what_failed(progress: Progress) -> str:
+    """Which gradients of the step just computed are not finite, in words."""
+    named = [
+        name
+        for name, parameter in progress.parameters.items()
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    what = f"the gradient of {', '.join(named)}" if named else "the loss or the gradient norm"
+    return (
+        f"in step {progress.step + 1} {what} was not finite; "
+        f"the weights after step {progress.step} are kept"
+    )
+
+
+def report(
+    progress: Progress,
+    now: float,
+    on_step: Callable[[StepReport], None],
+    problem: str | None = None,
+) -> None:
     """After a step: curves, whoever watches, and the checkpoint when it is due."""
+    if problem is not None:
+        name, step, steps = progress.trainee.name, progress.step, progress.train.steps
+        on_step(StepReport(name, step, steps, {}, problem))
     if progress.status != "diverged" and progress.is_curve_point:
         numbers = progress.read_numbers(now)
         on_step(StepReport(progress.trainee.name, progress.step, progress.train.steps, numbers))
@@ -172,24 +208,3 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     x = {site: x.to(device, non_blocking=True) for site, x in batch.x.items()}
     return LoadedBatch(x, batch.rows)
-
-
-@contextmanager
-def prefetched(
-    batches: BatchSource, first: int, last: int
-) -> Iterator[Iterator[tuple[int, Batch]]]:
-    """Batches ``first`` to ``last``, each fetched in a thread while the one before is used.
-
-    At most one batch waits. Leaving the block, by whatever way, waits for the fetch under way.
-    """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-
-        def stream() -> Iterator[tuple[int, Batch]]:
-            following: Future[Batch] | None = pool.submit(batches.batch, first)
-            for i in range(first, last):
-                assert following is not None
-                batch = following.result()
-                following = pool.submit(batches.batch, i + 1) if i + 1 < last else None
-                yield i, batch
-
-        yield stream()

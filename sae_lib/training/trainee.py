@@ -1,6 +1,7 @@
 """One SAE in training: its coder, optimiser, counters and curves, and how they are stored."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 
 from sae_lib.errors import BadInput, CorruptData
 from sae_lib.saes.base import SparseCoder, Step, Terms
-from sae_lib.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
+from sae_lib.training.checkpoint import CHECKPOINT, Checkpoint
 from sae_lib.training.config import ResolvedTrain
 from sae_lib.training.dead import advance_
 from sae_lib.training.objectives.base import Batch, Objective, StepInfo
 from sae_lib.training.objectives.plain import PlainConfig
+from sae_lib.training.ranks import ALONE, Ranks
 from sae_lib.training.schedules import lr_factor, sparsity_factor
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -22,7 +24,7 @@ ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 Status = Literal["running", "complete", "diverged"]
 
-DO_NOT_MATTER = ("checkpoint_every_seconds", "curve_points")
+DO_NOT_MATTER = ("checkpoint_every_seconds", "curve_points", "devices")
 """Settings that may change between a checkpoint and the training that takes it up."""
 
 
@@ -63,6 +65,9 @@ class Trainee:
     about: dict[str, Any] = field(default_factory=dict)
     """JSON facts that must agree between a checkpoint and the training that takes it up."""
 
+    ranks: Ranks = ALONE
+    """Those who train it together."""
+
 
 class Fitted(NamedTuple):
     """What a training came to."""
@@ -90,15 +95,15 @@ class Fitted(NamedTuple):
     train: ResolvedTrain
 
 
-def clip_(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+def clip_(parameters: Mapping[str, nn.Parameter], clip_norm: float, ranks: Ranks) -> Tensor:
     """Scale gradients down to ``clip_norm`` where their common norm exceeds it; returns the norm.
 
     As torch's `clip_grad_norm_`, but on the CPU gradients that are small enough are left alone
     instead of being multiplied by 1, which is a pass over all of them.
     """
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = ranks.total_norm({name: p.grad for name, p in parameters.items() if p.grad is not None})
     if norm.device.type != "cpu" or not bool(norm <= clip_norm):
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        nn.utils.clip_grads_with_norm_(list(parameters.values()), clip_norm, norm)
     return norm
 
 
@@ -159,7 +164,7 @@ class Progress:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.coder.before_update()
-        grad_norm = clip_(list(self.parameters.values()), self.train.clip_norm)
+        grad_norm = clip_(self.parameters, self.train.clip_norm, self.trainee.ranks)
         self._latest = (step, terms, grad_norm)
         return torch.isfinite(loss.detach() + grad_norm)
 
@@ -268,12 +273,12 @@ class Progress:
             "seconds": self.seconds,
             "curves": self.curves,
         }
-        write_checkpoint(folder, Checkpoint(tensors, state))
+        self.trainee.ranks.write(folder, Checkpoint(tensors, state))
 
     def restore(self) -> bool:
         """Take up the checkpoint, if there is one; says whether there was."""
         folder = self.trainee.checkpoint
-        found = read_checkpoint(folder) if folder is not None else None
+        found = self.trainee.ranks.read(folder) if folder is not None else None
         if folder is None or found is None:
             return False
         path = folder / CHECKPOINT

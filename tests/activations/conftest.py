@@ -1,7 +1,8 @@
 """A word-level tokenizer, a model whose activations can be computed by hand, and small corpora."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class FakeModel:
         self.calls: list[tuple[int, tuple[str, ...]]] = []
         self.masks: list[Tensor | None] = []
         self.fail_at: int | None = None
+        self.reservations = 0
         generator = torch.Generator().manual_seed(0)
         self._tables = {
             site: torch.randn(len(VOCAB), width, generator=generator) * (1 + i) + 3 * i
@@ -56,6 +58,12 @@ class FakeModel:
         self.calls.append((len(tokens), tuple(sites)))
         self.masks.append(mask)
         return {site: self.by_hand(tokens, site) for site in sites}
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        self.reservations += 1
+        yield
+        self.reservations -= 1
 
     def by_hand(self, tokens: Tensor, site: str) -> Tensor:
         x = self._tables[site][tokens]

@@ -1,6 +1,8 @@
 """Stored and streamed batches: the same rows, the same numbers, little memory."""
 
+import threading
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -100,25 +102,28 @@ def test_a_run_that_starts_at_a_step_sees_what_the_whole_run_saw(model, split, s
         assert_same(batches.batch(step), whole[step])
 
 
-@pytest.mark.parametrize(("kind", "most"), [("stored", 2), ("streamed", 1)])
+def make_batches(kind, model, split, store, order):
+    if kind == "stored":
+        return StoredBatches(store, SITES, order)
+    return StreamedBatches(model, split, SITES, order, batch_contexts=2)
+
+
+@pytest.mark.parametrize("kind", ["stored", "streamed"])
+@pytest.mark.parametrize(("ahead", "most"), [(True, 2), (False, 1)])
 def test_only_the_current_and_the_next_block_are_in_memory(
-    model, split, store, kind, most, monkeypatch
+    model, split, store, kind, ahead, most, monkeypatch
 ):
     order = make_order(split, block_tokens=100)
     assert order.num_blocks > 5
-    batches = (
-        StoredBatches(store, SITES, order)
-        if kind == "stored"
-        else StreamedBatches(model, split, SITES, order, batch_contexts=2)
-    )
+    batches = make_batches(kind, model, split, store, order)
     blocks, seen = 0, []
     load = batches._load
 
-    def counting_load(contexts):
+    def counting_load(contexts, ahead):
         nonlocal blocks
         blocks += 1  # from the moment it is loaded until its tensors are let go
         seen.append(blocks)
-        block = load(contexts)
+        block = load(contexts, ahead)
 
         def gone():
             nonlocal blocks
@@ -132,11 +137,12 @@ def test_only_the_current_and_the_next_block_are_in_memory(
     largest = max(
         order.num_block_rows(BlockKey(e, b)) for e in epochs for b in range(order.num_blocks)
     )
-    spanning = 0
-    for step in range(num_steps(order, 2)):
-        spanning += len(order.batch(step)) > 1
-        batches.batch(step)
-        assert batches.rows_in_memory <= most * largest
+    spanning, steps = 0, num_steps(order, 2)
+    with batches.reading_ahead(steps) if ahead else nullcontext():
+        for step in range(steps):
+            spanning += len(order.batch(step)) > 1
+            batches.batch(step)
+            assert batches.rows_in_memory <= most * largest
     assert spanning > 5
     assert len(seen) > 2 * order.num_blocks - 2
     assert max(seen) == most
@@ -161,12 +167,41 @@ def test_a_set_that_fits_in_one_block_is_loaded_once(model, split):
     assert streamed.rows_in_memory == order.num_rows
 
 
-def test_the_next_block_is_read_while_the_current_one_is_used(split, store):
+@pytest.mark.parametrize("kind", ["stored", "streamed"])
+def test_the_next_block_is_loaded_while_the_current_one_is_used(model, split, store, kind):
     order = make_order(split)
-    batches = StoredBatches(store, SITES, order)
+    batches = make_batches(kind, model, split, store, order)
+    rows = [order.num_block_rows(BlockKey(0, block)) for block in (0, 1)]
     batches.batch(0)
-    first = [order.num_block_rows(BlockKey(0, block)) for block in (0, 1)]
-    assert batches.rows_in_memory == sum(first)
+    assert batches.rows_in_memory == rows[0]
+    with batches.reading_ahead(num_steps(order, 1)):
+        batches.batch(0)
+        assert batches.rows_in_memory == sum(rows)
+    assert batches.rows_in_memory == rows[0]
+
+
+@pytest.mark.parametrize("kind", ["stored", "streamed"])
+def test_reading_ahead_changes_no_bit_of_any_batch(model, split, store, kind):
+    order = make_order(split, block_tokens=100)
+    steps = num_steps(order, 2)
+    alone = make_batches(kind, model, split, store, order)
+    batches = make_batches(kind, model, split, store, order)
+    with batches.reading_ahead(steps):
+        for step in [*range(steps), 3, 0, steps - 1]:
+            assert_same(alone.batch(step), batches.batch(step))
+
+
+def test_no_block_is_loaded_that_only_later_steps_would_use(model, split):
+    order = make_order(split, block_tokens=100)
+    batches = StreamedBatches(model, split, SITES, order, batch_contexts=2)
+    until = 4 * order.num_block_rows(BlockKey(0, 0)) // BATCH
+    with batches.reading_ahead(until):
+        for step in range(until):
+            batches.batch(step)
+    used = {part.key for step in range(until) for part in order.batch(step)}
+    assert 1 < len(used) < order.num_blocks
+    contexts = sum(len(order.contexts(key)) for key in used)
+    assert sum(size for size, _ in model.calls) == contexts
 
 
 def test_an_error_while_reading_ahead_is_raised_when_the_block_is_needed(split, store, tmp_path):
@@ -174,8 +209,90 @@ def test_an_error_while_reading_ahead_is_raised_when_the_block_is_needed(split, 
     for shard in (tmp_path / "h").rglob("shard-00002*"):
         shard.unlink()
     batches = StoredBatches(store, SITES, order)
-    with pytest.raises(CorruptData, match=r"shard-00002.*missing"):
-        [batches.batch(step) for step in range(num_steps(order, 1))]
+    steps = num_steps(order, 1)
+    with (
+        pytest.raises(CorruptData, match=r"shard-00002.*missing"),
+        batches.reading_ahead(steps),
+    ):
+        [batches.batch(step) for step in range(steps)]
+
+
+def test_an_error_of_the_harvesting_thread_shows_where_it_happened(model, split):
+    order = make_order(split, block_tokens=100)
+    batches = StreamedBatches(model, split, SITES, order, batch_contexts=2)
+    batches.batch(0)
+    model.fail_at = len(model.calls) + 1  # under way in the second block
+    steps = num_steps(order, 1)
+    with pytest.raises(RuntimeError, match="killed") as raised, batches.reading_ahead(steps):
+        [batches.batch(step) for step in range(steps)]
+    assert {"capture", "_load"} <= {entry.name for entry in raised.traceback}
+    assert "activations" not in thread_names()
+
+
+def test_the_model_is_reserved_while_another_thread_may_run_it(model, split):
+    batches = StreamedBatches(model, split, SITES, make_order(split), batch_contexts=2)
+    batches.batch(0)
+    assert model.reservations == 0
+    with batches.reading_ahead(9):
+        assert model.reservations == 1
+    assert model.reservations == 0
+
+
+def thread_names():
+    return {thread.name.split("_")[0] for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("kind", ["stored", "streamed"])
+def test_leaving_early_ends_the_load_under_way_and_its_thread(
+    model, split, store, kind, monkeypatch
+):
+    order = make_order(split)
+    batches = make_batches(kind, model, split, store, order)
+    source, name = (store, "contexts") if kind == "stored" else (model, "capture")
+    under_way, go_on, pieces = threading.Event(), threading.Event(), []
+    piece = getattr(source, name)
+
+    def slow_piece(*args, **kwargs):
+        if threading.current_thread().name.startswith("activations"):
+            pieces.append(args)
+            under_way.set()
+            assert go_on.wait(20)
+        return piece(*args, **kwargs)
+
+    monkeypatch.setattr(source, name, slow_piece)
+
+    def leave_early():
+        with batches.reading_ahead(num_steps(order, 1)) as ahead:
+            batches.batch(0)
+            assert under_way.wait(20)
+            assert "activations" in thread_names()
+            ahead.stop()
+            go_on.set()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave_early()
+    assert len(pieces) == 1, "it went on to the next piece"
+    assert "activations" not in thread_names()
+
+
+def test_batches_cannot_be_read_ahead_by_two_trainings(model, split):
+    batches = StreamedBatches(model, split, SITES, make_order(split), batch_contexts=2)
+    with (
+        batches.reading_ahead(1),
+        pytest.raises(BadInput, match="another training"),
+        batches.reading_ahead(1),
+    ):
+        pass
+
+
+def test_on_a_single_core_a_stream_does_not_read_ahead(model, split, monkeypatch):
+    order = make_order(split)
+    batches = StreamedBatches(model, split, SITES, order, batch_contexts=2)
+    monkeypatch.setattr("sae_lib.activations.batches.num_cores", lambda: 1)
+    with batches.reading_ahead(num_steps(order, 1)):
+        batches.batch(0)
+        assert batches.rows_in_memory == order.num_block_rows(BlockKey(0, 0))
 
 
 def test_statistics_of_a_stream_over_everything_are_those_of_the_store(model, split, store):

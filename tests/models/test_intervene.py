@@ -1,6 +1,7 @@
 """Changing: what an edit replaces, and that nothing else changes."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -225,3 +226,33 @@ def test_gradients_reach_a_vector_added_at_any_site(tiny, tokens, name, step, rt
         slope = (score(v + step * along) - score(v - step * along)) / (2 * step)
         assert leaf.grad is not None
         torch.testing.assert_close(leaf.grad @ along, slope, rtol=rtol, atol=1e-8)
+
+
+def test_a_reserved_model_is_not_changed_under_the_thread_that_runs_it(lm, tokens):
+    clean = result(lm, tokens)
+    with (
+        lm.reserved(),
+        pytest.raises(BadInput, match="a thread of its own"),
+        lm.intervene({"resid_post.0": lambda x: x + 1}),
+    ):
+        pass
+    assert count_hooks(lm) == 0
+    with lm.intervene({"resid_post.0": lambda x: x + 1}), lm.reserved():  # from before: holds
+        assert not torch.equal(result(lm, tokens), clean)
+    with lm.intervene({"resid_post.0": lambda x: x + 1}):  # and afterwards it is free again
+        assert not torch.equal(result(lm, tokens), clean)
+
+
+def test_forwards_of_two_threads_do_not_see_each_other(lm):
+    """Captures of two inputs of one shape at one site, many times over in two threads."""
+    inputs = [torch.full((2, 7), token) for token in (3, 5)]
+    alone = [lm.capture(x, ["resid_post.1"])["resid_post.1"] for x in inputs]
+    assert not torch.equal(alone[0], alone[1])
+
+    def capture(i: int) -> torch.Tensor:
+        return lm.capture(inputs[i % 2], ["resid_post.1"])["resid_post.1"]
+
+    with ThreadPoolExecutor(2) as pool:
+        for i, found in enumerate(pool.map(capture, range(60))):
+            assert torch.equal(found, alone[i % 2]), i
+    assert count_hooks(lm) == 0

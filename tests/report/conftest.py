@@ -206,6 +206,9 @@ def curves(l0: int, fvu: float) -> list[dict[str, Any]]:
             ("fvu", fvu + (1 - fvu) * math.exp(-i / 25)),
             ("l0", l0 * (1 + 3 * math.exp(-i / 15))),
             ("dead_share", 0.04 + 0.2 * math.exp(-((i - 60) ** 2) / 900)),
+            ("grad_norm", 2.0 + math.exp(-i / 10)),
+            ("tokens_per_second", 50_000.0 + 100 * (i % 7)),
+            ("aux", 0.1 * math.exp(-i / 30)),
         )
     ]
 

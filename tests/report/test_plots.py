@@ -132,6 +132,23 @@ def test_missing_losses_are_left_out_and_the_others_drawn():
     assert len(_titles(to_svg(CHARTS["frontier in loss"]()))) == 2
 
 
+def test_every_number_of_a_training_has_a_curve_the_known_ones_first():
+    names = ["tokens_per_second", "aux", "dead_share", "grad_norm", "loss", "fvu", "empty"]
+    rows = pl.DataFrame({"name": names, "value": [1.0] * 6 + [None]})
+    assert plots.curve_names(rows) == [
+        "fvu",
+        "loss",
+        "dead_share",
+        "grad_norm",
+        "tokens_per_second",
+        "aux",
+    ]
+    for name in plots.curve_names(rows):
+        curve = CURVES.with_columns(name=pl.lit(name))
+        title = plots.CURVES.get(name, name)
+        assert title in str(plots.training_curves(curve, name).to_dict())
+
+
 def test_curves_keep_the_first_and_the_last_point():
     data = plots.training_curves(CURVES, "fvu", max_points=10).data
     assert data.group_by("variant").len()["len"].to_list() == [11, 11]

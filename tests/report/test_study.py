@@ -279,3 +279,11 @@ def test_a_click_on_a_heading_sorts_the_table_with_gaps_last(html, tmp_path):
     assert down[:-1] == up[:-1][::-1]
     assert up[-1] == down[-1] == ""
     assert state == "descending"
+
+
+def test_every_curve_of_a_training_is_on_the_page(html):
+    section = html.split('<section id="training">')[1].split("</section>")[0]
+    first, others = section.split("<details><summary>Loss terms")
+    captions = [re.findall("<figcaption>(.*?)</figcaption>", part) for part in (first, others)]
+    assert captions[0] == ["Unexplained variance", "Latents on", "Dead latents"] * 2
+    assert captions[1] == ["Gradient norm", "Speed", "aux"] * 2

@@ -25,7 +25,17 @@ def sae(*arguments: object, home: Path, cwd: Path | None = None) -> subprocess.C
 
 def test_help_names_every_command(tmp_path: Path):
     said = sae("--help", home=tmp_path).stdout
-    for command in ("run", "validate", "list", "show", "sql", "report", "doctor", "world"):
+    for command in (
+        "run",
+        "curves",
+        "validate",
+        "list",
+        "show",
+        "sql",
+        "report",
+        "doctor",
+        "world",
+    ):
         assert f" {command} " in said
 
 

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from assets.grid import Outline, cell_key, rectangle
-from assets.progress import progress, watched_by
+from assets.progress import progress, training_progress, watched_by
 from sae_workflows.definitions import build
 from sae_workflows.home import adopt, experiment_files, outlines
 
@@ -119,10 +119,14 @@ def test_progress_goes_to_who_watches_and_else_to_the_log():
         def task(self, description: str, unit: str):
             return lambda done, total: self.seen.append((description, done, total))
 
+        def training(self, description: str):
+            return lambda name, step, steps, numbers, problem: self.seen.append((name, step, steps))
+
     watcher = Watcher()
     with watched_by(watcher):
         progress("work", said.append)(1, 2)
-    assert watcher.seen == [("work", 1, 2)]
+        training_progress("SAEs", said.append)("one", 3, 4, {"fvu": 0.1}, None)
+    assert watcher.seen == [("work", 1, 2), ("one", 3, 4)]
     assert len(said) == 1
 
 

@@ -1,69 +1,44 @@
 """A training that is killed at any moment goes on as if nothing had happened."""
 
-import random
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from sae_lib.errors import CorruptData
-from sae_lib.training.checkpoint import read_checkpoint
-
-SCRIPT = Path(__file__).with_name("_training_to_kill.py")
-ROOT = Path(__file__).parents[2]
-NAMES = ("batch", "steered")
-
-
-@contextmanager
-def training(folder: Path, pause: float) -> Iterator[subprocess.Popen[bytes]]:
-    """A training in a process of its own, which does not outlive the block."""
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder), str(pause)],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def steps_done(folder: Path) -> int:
-    """Steps of the last checkpoint; every look at it, at whatever moment, must find it whole."""
-    found = read_checkpoint(folder / NAMES[-1])
-    return 0 if found is None else found.state["step"]
+from sae_lib.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from tests.stress import kill_training
 
 
 @pytest.mark.slow
-def test_killed_three_times_the_weights_are_those_of_a_quiet_run(tmp_path: Path):
-    quiet, disturbed = tmp_path / "quiet", tmp_path / "disturbed"
-    moments, reached = random.Random(0), []
-    with training(quiet, 0) as undisturbed:
-        for at in (10, 40, 70):
-            with training(disturbed, 0.05) as process:
-                while steps_done(disturbed) < at:
-                    assert process.poll() is None
-                    time.sleep(0.01)
-                time.sleep(moments.random() * 0.05)
-            reached.append(steps_done(disturbed))
-        assert undisturbed.wait(300) == 0
-    assert 10 <= reached[0] < reached[1] < reached[2] < 150, "it was not killed under way"
-    with training(disturbed, 0) as process:
-        assert process.wait(300) == 0
-    for name in NAMES:
-        mine, other = read_checkpoint(quiet / name), read_checkpoint(disturbed / name)
-        assert mine is not None
-        assert other is not None
-        assert mine.state["status"] == other.state["status"] == "complete"
-        assert mine.tensors.keys() == other.tensors.keys()
-        for key, tensor in mine.tensors.items():
-            assert torch.equal(tensor, other.tensors[key]), key
+def test_killed_twice_and_interrupted_once_the_weights_are_those_of_a_quiet_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The stress script, in short; at its full length it is run by hand."""
+    monkeypatch.setattr(kill_training, "HOW", ("in a write", "by Ctrl-C", "at any moment"))
+    kill_training.prepare(tmp_path)
+    found = kill_training.ordeal(tmp_path, tmp_path, "streamed", kills=3, seed=0, steps=90)
+    steps = [killed.step for killed in found.kills]
+    assert 0 < steps[0] < steps[1] < steps[2] < 90, "it was not killed under way"
+    assert found.kills[1].how == "by Ctrl-C"
+    assert found.differences == []
+
+
+def test_the_comparison_of_checkpoints_sees_a_single_number(tmp_path: Path):
+    def write(folder: Path, name: str, *, weight: float = 1.0, loss: float = 2.0) -> None:
+        points = [{"step": 1, "tokens": 64, "name": "loss", "value": loss}]
+        state = {"identity": {"name": name}, "step": 1, "status": "running", "curves": points}
+        tensors = {"coder.W_dec": torch.full((2, 2), weight)}
+        write_checkpoint(folder / name, Checkpoint(tensors, state))
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    for name in kill_training.SAES:
+        write(one, name)
+        write(other, name)
+    assert kill_training.differences(one, other) == []
+    write(other, "batch", weight=1 + 2**-23)
+    write(other, "topk", loss=2.5)
+    assert kill_training.differences(one, other) == ["topk: curves", "batch: coder.W_dec"]
 
 
 def test_a_half_written_checkpoint_beside_the_whole_one_is_ignored(tmp_path: Path):

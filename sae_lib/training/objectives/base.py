@@ -27,6 +27,20 @@ class Batch(Protocol):
         ...
 
 
+class SharedBatch:
+    """A batch that many coders read: what several of them need is made once."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.x, self.rows = batch.x, batch.rows
+        self._scaled: dict[tuple[str, float], Tensor] = {}
+
+    def scaled(self, site: str, scale: float) -> Tensor:
+        """Activations of a site times ``scale``; whoever gets them must not change them."""
+        if (site, scale) not in self._scaled:
+            self._scaled[site, scale] = self.x[site] if scale == 1 else self.x[site] * scale
+        return self._scaled[site, scale]
+
+
 class StepInfo(NamedTuple):
     """Where a coder stands in its training."""
 
@@ -61,9 +75,8 @@ class Objective:
 
     def step(self, batch: Batch, info: StepInfo) -> Step:
         """What the coder may look at; tensors are on the device of the batch."""
-        x = batch.x[info.site]
-        if info.scale != 1:
-            x = x * info.scale
+        shared = batch if isinstance(batch, SharedBatch) else SharedBatch(batch)
+        x = shared.scaled(info.site, info.scale)
         return Step(
             x=x,
             target=x,
