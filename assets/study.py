@@ -24,7 +24,7 @@ from sae_lib.training.config import ResolvedTrain, TrainConfig
 CODE_VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "sae": 1,
+    "sae": 2,
     "metrics": 1,
     "explanations": 1,
     "applications": 3,
