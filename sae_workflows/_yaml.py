@@ -35,6 +35,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node]:
     except UnicodeDecodeError as error:
         raise BadInput("this is not a text file in UTF-8.", file=path) from error
     try:
+        # a SafeLoader that refuses a key given twice: it makes plain values, never objects
         content = yaml.load(text, _Loader)
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
