@@ -141,6 +141,17 @@ def aux_from(
     return explained_share(error.detach(), code.times(W_dec))
 
 
+def step_flops(d_in: int, d_out: int, d_sae: int, num_on: int | float) -> float:
+    """Operations of a training step per token with ``num_on`` latents on, on the faster path.
+
+    Sparse: the encoder's product, which chooses, and one row per latent that is on for the
+    reconstruction and each gradient. Dense: five products.
+    """
+    if num_on / d_sae > MAX_DENSITY:
+        return 2.0 * d_sae * (2 * d_in + 3 * d_out)
+    return 2.0 * d_sae * d_in + 2.0 * num_on * (d_in + 3 * d_out)
+
+
 def is_sparse_faster(x: Float[Tensor, "batch d_in"], density: float) -> bool:
     """The one place that decides; accelerators without kernels multiply densely."""
     return density <= MAX_DENSITY and (x.device.type == "cpu" or can_run(x))

@@ -1,6 +1,8 @@
 """The contract every sparse coder keeps, and the registry that finds the files which keep it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -26,6 +28,9 @@ class SaeConfig(Config):
 
     dials: ClassVar[tuple[str, ...]] = ()
     """Fields that set sparsity, in the order in which they appear in a variant's id."""
+
+    needs_objective: ClassVar[str | None] = None
+    """The one objective that the variant can be trained by; None where it takes any."""
 
     kind: str
     """Name in experiment files."""
@@ -82,11 +87,21 @@ class Terms(NamedTuple):
     code: Code
     """Latent activations as trained on; the loop reads which latents fired."""
 
+    error: Float[Tensor, "batch d_out"]
+    """Target minus reconstruction, at the scale of training."""
+
     reconstruction: Float[Tensor, ""]
-    """Squared error: sum over d_in, mean over the batch."""
+    """Squared error: sum over d_out, mean over the batch."""
 
     extra: dict[str, Float[Tensor, ""]]
     """Every other term by name, already weighted."""
+
+    per_token: Mapping[str, Float[Tensor, " batch"]] = MappingProxyType({})
+    """Of those other terms that are means over tokens what each token adds, by the same name.
+    Objectives that weigh tokens need them."""
+
+    reconstruction_weight: float = 1.0
+    """Factor on the squared error in the loss; 0 where it is watched and not trained on."""
 
     @property
     def z(self) -> Float[Tensor, "batch d_sae"]:
@@ -96,9 +111,11 @@ class Terms(NamedTuple):
     @property
     def loss(self) -> Float[Tensor, ""]:
         total = self.reconstruction
+        if self.reconstruction_weight != 1:
+            total = self.reconstruction_weight * total if self.reconstruction_weight else 0.0
         for term in self.extra.values():
             total = total + term
-        return total
+        return total if isinstance(total, Tensor) else self.reconstruction.new_zeros(())
 
 
 AnyCoder = TypeVar("AnyCoder", bound=SaeConfig)
@@ -134,6 +151,11 @@ class SparseCoder(nn.Module, ABC, Generic[AnyCoder]):
         return self.cfg.d_in
 
     @property
+    def d_out(self) -> int:
+        """Width of what is reconstructed."""
+        return self.cfg.d_in
+
+    @property
     def d_sae(self) -> int:
         return self.cfg.d_sae
 
@@ -162,6 +184,15 @@ class SparseCoder(nn.Module, ABC, Generic[AnyCoder]):
 
         Called once when training is over; default: the rows have unit norm already.
         """
+
+    def flops_per_token(self) -> float:
+        """Floating-point operations of a training step per token, for products of matrices.
+
+        A product of one row with an (m, n) matrix counts 2 m n. Default: the encoder's product,
+        the decoder's, and two more of each in the backward pass but the gradient by x.
+        """
+        encode, decode = 2.0 * self.d_sae * self.d_in, 2.0 * self.d_sae * self.d_out
+        return 2 * encode + 3 * decode
 
     def numbers(self) -> dict[str, float]:
         """What a curve should show of state only this variant has; default: nothing."""

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae_lib.papers import Paper
-from sae_lib.saes._codes import aux_from, top_of_batch_code
+from sae_lib.saes._codes import aux_from, step_flops, top_of_batch_code
 from sae_lib.saes._ops import (
     geometric_median,
     half_width,
@@ -123,7 +123,7 @@ class BatchTopK(SparseCoder[BatchTopKConfig]):
         if cfg.aux_weight:
             aux = aux_from(error, step.x, step.dead, *encoder, self.W_dec, cfg.aux_k)
             extra["aux"] = cfg.aux_weight * self.x_variance * aux
-        return Terms(code, squared_error(error), extra)
+        return Terms(code, error, squared_error(error), extra)
 
     @torch.no_grad()
     def observe_threshold_(self, z: Float[Tensor, "..."], budget: int) -> None:
@@ -139,6 +139,9 @@ class BatchTopK(SparseCoder[BatchTopKConfig]):
 
     def numbers(self) -> dict[str, float]:
         return {"threshold": float(self.threshold)} if self.has_threshold else {}
+
+    def flops_per_token(self) -> float:
+        return step_flops(self.d_in, self.d_out, self.d_sae, self.cfg.k)
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:

@@ -49,7 +49,8 @@ class LinearThresholdCoder(SparseCoder[KnownConfig]):
 
     def terms(self, step: Step) -> Terms:
         z = self.encode(step.x)
-        return Terms(Code(z), squared_error(step.target - self.decode(z)), {})
+        error = step.target - self.decode(z)
+        return Terms(Code(z), error, squared_error(error), {})
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
@@ -114,7 +115,8 @@ class HandedInCoder(SparseCoder[KnownConfig]):
 
     def terms(self, step: Step) -> Terms:
         z = self.encode(step.x)
-        return Terms(Code(z), squared_error(step.target - self.decode(z)), {})
+        error = step.target - self.decode(z)
+        return Terms(Code(z), error, squared_error(error), {})
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:

@@ -122,12 +122,15 @@ class Standard(SparseCoder[StandardConfig]):
         z = self.encode(step.x)
         self.control.observe_(z, step.warmup)
         weights = torch.ones_like(self.b_enc) if self.has_unit_rows else self.W_dec.norm(dim=-1)
-        penalty = (z.sum(0) @ weights) / len(z)
-        coefficient = step.warmup * self.control.coefficient
+        coefficient = (step.warmup * self.control.coefficient).clone()
+        per_token = coefficient * (z @ weights)
+        error = step.target - self.decode(z)
         return Terms(
             Code(z),
-            squared_error(step.target - self.decode(z)),
-            {"l1": coefficient.clone() * penalty},
+            error,
+            squared_error(error),
+            {"l1": per_token.mean()},
+            {"l1": per_token},
         )
 
     def numbers(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae_lib.papers import Paper
-from sae_lib.saes._codes import aux_from, top_k_code
+from sae_lib.saes._codes import aux_from, step_flops, top_k_code
 from sae_lib.saes._ops import (
     geometric_median,
     half_width,
@@ -111,7 +111,10 @@ class TopK(SparseCoder[TopKConfig]):
             more = top_k_code(step.x, *encoder, min(cfg.multi_multiple * cfg.k, cfg.d_sae))
             error_of_more = step.target - more.times(self.W_dec) - self.b_dec
             extra["multi"] = cfg.multi_weight * squared_error(error_of_more)
-        return Terms(code, squared_error(error), extra)
+        return Terms(code, error, squared_error(error), extra)
+
+    def flops_per_token(self) -> float:
+        return step_flops(self.d_in, self.d_out, self.d_sae, self.cfg.k)
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:

@@ -7,7 +7,8 @@ computed.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -119,7 +120,9 @@ def initialise(fresh: Sequence[Progress], batches: BatchSource) -> None:
     for progress in fresh:
         info, objective = progress.info(), progress.trainee.objective
         pieces = [objective.step(on_device(batch, progress.device), info).x for batch in drawn]
-        progress.coder.initialise_(torch.cat(pieces)[:INITIAL_ROWS])
+        sample = torch.cat(pieces)[:INITIAL_ROWS]
+        for coder in progress.coders.values():
+            coder.initialise_(sample)
 
 
 def take_step(due: Sequence[Progress], batch: Batch, i: int) -> dict[str, str]:
@@ -127,17 +130,29 @@ def take_step(due: Sequence[Progress], batch: Batch, i: int) -> dict[str, str]:
     check(batch, due, i)
     devices = {progress.device for progress in due}
     copies = {device: SharedBatch(on_device(batch, device)) for device in devices}
-    flags = [progress.compute_gradients(copies[progress.device]) for progress in due]
+    flags = []
+    for progress in due:
+        with counted_cpu(progress):
+            flags.append(progress.compute_gradients(copies[progress.device]))
     finite = torch.stack([flag.cpu() for flag in flags]).tolist() if flags else []
     problems: dict[str, str] = {}
     for progress, is_finite in zip(due, finite, strict=True):
         if is_finite:
-            progress.update()
+            with counted_cpu(progress):
+                progress.update()
         else:
             check_finite(batch, [progress], i)
             problems[progress.trainee.name] = what_failed(progress)
             progress.give_up()
     return problems
+
+
+@contextmanager
+def counted_cpu(progress: Progress) -> Iterator[None]:
+    """Add the CPU time of the process inside, of all its threads, to a coder's account."""
+    began = time.process_time()
+    yield
+    progress.cpu_seconds += time.process_time() - began
 
 
 def what_failed(progress: Progress) -> str:

@@ -87,12 +87,22 @@ class Fitted(NamedTuple):
     """Steps taken; for a diverged SAE the step whose loss was not finite."""
 
     seconds: float
-    """Wall-clock time, shared with those trained in company."""
+    """Wall-clock time, shared with those on the same stream."""
+
+    cpu_seconds: float
+    """CPU time of the process during this SAE's own steps, from the loss to the optimiser; what
+    threads read or harvest ahead in that time is in it."""
+
+    flops: float
+    """Operations of its products of matrices, by `SparseCoder.flops_per_token`."""
 
     numbers: dict[str, float]
     """The last point of each curve."""
 
     train: ResolvedTrain
+
+    company: tuple[SparseCoder[Any], ...] = ()
+    """Coders that were trained along, finished alike."""
 
 
 def clip_(parameters: Mapping[str, nn.Parameter], clip_norm: float, ranks: Ranks) -> Tensor:
@@ -112,12 +122,17 @@ class Progress:
 
     def __init__(self, trainee: Trainee) -> None:
         self.trainee, self.coder, self.train = trainee, trainee.coder, trainee.train
-        self.coder.train()
-        self.parameters = {
-            name: parameter
-            for name, parameter in self.coder.named_parameters()
-            if parameter.requires_grad
-        }
+        trainee.objective.join(self.coder)
+        self.coders = {"coder": self.coder}
+        self.coders |= {f"company{i}": one for i, one in enumerate(trainee.objective.company)}
+        self.parameters: dict[str, nn.Parameter] = {}
+        for owner, coder in self.coders.items():
+            coder.train()
+            # names of the coder itself stand alone
+            prefix = "" if owner == "coder" else f"{owner}."
+            for name, parameter in coder.named_parameters():
+                if parameter.requires_grad:
+                    self.parameters[f"{prefix}{name}"] = parameter
         self.device = next(iter(self.parameters.values())).device
         self.optimizer = torch.optim.Adam(
             list(self.parameters.values()),
@@ -126,11 +141,16 @@ class Progress:
             eps=self.train.eps,
             fused=self.device.type in ("cpu", "cuda", "mps"),
         )
-        self.silent_for = torch.zeros(self.coder.d_sae, dtype=torch.int64, device=self.device)
+        self.silences = {
+            owner: torch.zeros(coder.d_sae, dtype=torch.int64, device=self.device)
+            for owner, coder in self.coders.items()
+        }
         self.step, self.status, self.seconds = 0, "running", 0.0
+        self.cpu_seconds = 0.0
+        """Of the process while it computed this coder's steps."""
         self.curves: list[CurvePoint] = []
         self.saved_at = -math.inf
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[str, dict[str, Tensor]] = {}
         self._latest: tuple[Step, Terms, Tensor] | None = None
         self._curve_clock: tuple[int, float] | None = None
 
@@ -138,17 +158,24 @@ class Progress:
     def is_running(self) -> bool:
         return self.status == "running"
 
+    @property
+    def silent_for(self) -> Tensor:
+        """Tokens since each latent fired."""
+        return self.silences["coder"]
+
     def info(self) -> StepInfo:
         train = self.train
+        dead = [silent >= train.dead_after_tokens for silent in self.silences.values()]
         return StepInfo(
             site=self.trainee.site,
             scale=self.trainee.scale,
-            dead=self.silent_for >= train.dead_after_tokens,
+            dead=dead[0],
             progress=self.step / train.steps,
             warmup=sparsity_factor(
                 self.step, steps=train.steps, warmup_share=train.sparsity_warmup_share
             ),
             number=self.step,
+            dead_in_company=tuple(dead[1:]),
         )
 
     # --- one step, in two halves, so that one look at the device serves all trainees ---
@@ -156,14 +183,18 @@ class Progress:
     def compute_gradients(self, batch: Batch) -> Tensor:
         """Loss and gradients of this step; returns whether all of them are finite, unread."""
         # a variant may change buffers while it computes its loss; a failed step undoes that
-        self._buffers = {name: buffer.clone() for name, buffer in self.coder.named_buffers()}
+        self._buffers = {
+            owner: {name: buffer.clone() for name, buffer in coder.named_buffers()}
+            for owner, coder in self.coders.items()
+        }
         info = self.info()
         step = self.trainee.objective.step(batch, info)
         terms = self.trainee.objective.terms(self.coder, step, batch, info)
         loss = terms.loss
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.coder.before_update()
+        for coder in self.coders.values():
+            coder.before_update()
         grad_norm = clip_(self.parameters, self.train.clip_norm, self.trainee.ranks)
         self._latest = (step, terms, grad_norm)
         return torch.isfinite(loss.detach() + grad_norm)
@@ -174,18 +205,36 @@ class Progress:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(self.step)
         self.optimizer.step()
-        self.coder.after_update()
         step, terms, _ = self._latest
-        advance_(self.silent_for, terms.code.fired(), len(step.x))
+        objective = self.trainee.objective
+        all_terms = [terms, *objective.company_terms]
+        for (owner, coder), its_terms in zip(self.coders.items(), all_terms, strict=True):
+            coder.after_update()
+            advance_(self.silences[owner], its_terms.code.fired(), len(step.x))
+            if objective.starts_anew(coder, its_terms, self.step):
+                self.start_anew_(owner)
         self.step += 1
         if self.step == self.train.steps:
             self.status = "complete"
 
+    @torch.no_grad()
+    def start_anew_(self, owner: str) -> None:
+        """Give one of the coders other first weights and forget what the optimiser knew of it."""
+        coder = self.coders[owner]
+        seed = coder.cfg.seed + 1_000_003 * (self.step + 1)
+        fresh = coder.cfg.but(seed=seed).build().to(self.device)
+        coder.load_state_dict(fresh.state_dict())
+        self.silences[owner].zero_()
+        for parameter in coder.parameters():
+            for value in self.optimizer.state.get(parameter, {}).values():
+                value.zero_()
+
     def give_up(self) -> None:
         """Keep the coder as it was before the step whose loss was not finite."""
         with torch.no_grad():
-            for name, buffer in self.coder.named_buffers():
-                buffer.copy_(self._buffers[name])
+            for owner, coder in self.coders.items():
+                for name, buffer in coder.named_buffers():
+                    buffer.copy_(self._buffers[owner][name])
         self.optimizer.zero_grad(set_to_none=True)
         self._latest = None
         self.status = "diverged"
@@ -261,16 +310,22 @@ class Progress:
         folder = self.trainee.checkpoint
         if folder is None:
             return
-        tensors = {f"coder.{name}": value for name, value in self.coder.state_dict().items()}
+        tensors = {
+            f"{owner}.{name}": value
+            for owner, coder in self.coders.items()
+            for name, value in coder.state_dict().items()
+        }
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
-        tensors["silent_for"] = self.silent_for
+        for owner, silent in self.silences.items():
+            tensors["silent_for" if owner == "coder" else f"silent_for.{owner}"] = silent
         state = {
             "identity": self.identity(),
             "step": self.step,
             "status": self.status,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "curves": self.curves,
         }
         self.trainee.ranks.write(folder, Checkpoint(tensors, state))
@@ -301,30 +356,37 @@ class Progress:
 
     def _take_over(self, found: Checkpoint) -> None:
         tensors = found.tensors
-        self.coder.load_state_dict(
-            {
-                name.removeprefix("coder."): value
-                for name, value in tensors.items()
-                if name.startswith("coder.")
-            }
-        )
+        for owner, coder in self.coders.items():
+            prefix = f"{owner}."
+            coder.load_state_dict(
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in tensors.items()
+                    if name.startswith(prefix)
+                }
+            )
         for name, parameter in self.parameters.items():
             if f"adam.step.{name}" in tensors:  # a parameter without gradients has no moments
                 self.optimizer.state[parameter] = {
                     key: tensors[f"adam.{key}.{name}"].to(self.device) for key in ADAM_STATE
                 }
-        self.silent_for.copy_(tensors["silent_for"])
+        for owner, silent in self.silences.items():
+            name = "silent_for" if owner == "coder" else f"silent_for.{owner}"
+            silent.copy_(tensors[name])
         self.step, self.status = found.state["step"], found.state["status"]
         self.seconds, self.curves = found.state["seconds"], found.state["curves"]
+        self.cpu_seconds = found.state["cpu_seconds"]
 
     def finish(self) -> Fitted:
         """Turn the coder of normalised activations into one of raw activations, for good."""
-        coder = self.coder
-        if self.trainee.scale != 1:
-            coder.scale_(1 / self.trainee.scale)
-        coder.fold_norms_()
-        coder.eval().requires_grad_(False)
         assert self.status != "running"
+        for coder in self.coders.values():
+            self.trainee.objective.finish_(coder)
+            if self.trainee.scale != 1:
+                coder.scale_(1 / self.trainee.scale)
+            coder.fold_norms_()
+            coder.eval().requires_grad_(False)
+        coder, *company = self.coders.values()
         return Fitted(
             name=self.trainee.name,
             coder=coder,
@@ -332,6 +394,9 @@ class Progress:
             status="complete" if self.status == "complete" else "diverged",
             steps=self.step,
             seconds=self.seconds,
+            cpu_seconds=self.cpu_seconds,
+            flops=self.step * self.train.batch_tokens * coder.flops_per_token(),
+            company=tuple(company),
             numbers={point["name"]: point["value"] for point in self.curves},
             train=self.train,
         )

@@ -1,12 +1,14 @@
 """What a training step looks at and what its loss is made of."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from sae_lib.config import Config
+from sae_lib.errors import BadInput
 from sae_lib.papers import Paper
 from sae_lib.registry import Registry
 from sae_lib.saes.base import SaeConfig, SparseCoder, Step, Terms
@@ -62,16 +64,28 @@ class StepInfo(NamedTuple):
     number: int
     """Index of the step."""
 
+    dead_in_company: tuple[Bool[Tensor, " d_sae"], ...] = ()
+    """The same for each coder that is trained along, in their order."""
+
 
 class Objective:
     """Reconstruction of what the coder reads; the others override what they change.
 
-    ``step`` decides which data a step sees; ``terms`` may add to the coder's own loss. Objectives
-    keep no state between steps, so a checkpoint has nothing of theirs.
+    One is built for each trainee. ``step`` decides which data a step sees; ``terms`` may add to
+    the coder's own loss. Objectives keep no state between steps, so a checkpoint has nothing of
+    theirs but the coders that are trained along.
     """
 
     def __init__(self, cfg: "ObjectiveConfig") -> None:
         self.cfg = cfg
+        self.company: Sequence[SparseCoder[Any]] = ()
+        """Coders trained along, which the trainee's optimiser and checkpoint take in."""
+
+        self.company_terms: Sequence[Terms] = ()
+        """What the latest step came to for each of them; `terms` sets it."""
+
+    def join(self, coder: SparseCoder[Any]) -> None:
+        """Called once, before training, with the fresh coder; may fill ``company``."""
 
     def step(self, batch: Batch, info: StepInfo) -> Step:
         """What the coder may look at; tensors are on the device of the batch."""
@@ -90,6 +104,17 @@ class Objective:
         """The loss of one step, term by term; here exactly what the coder says."""
         return coder.terms(step)
 
+    def starts_anew(self, coder: SparseCoder[Any], terms: Terms, number: int) -> bool:
+        """Asked after each step of each coder: whether it is to start again from fresh weights.
+
+        ``terms`` are those of this coder's step.
+        """
+        return False
+
+    @torch.no_grad()
+    def finish_(self, coder: SparseCoder[Any]) -> None:
+        """Fold into the coder what only this objective knows; before the scale is folded."""
+
 
 class ObjectiveConfig(Config):
     """What every objective's description has; an objective adds its own fields."""
@@ -101,11 +126,22 @@ class ObjectiveConfig(Config):
     needs_model: ClassVar[bool] = False
     """Whether a step runs the language model, so that ``build`` must be given it."""
 
+    reads: ClassVar[Literal["rows", "contexts"]] = "rows"
+    """Tokens from everywhere, or whole contexts with their tokens (`ContextBatch`)."""
+
     kind: str
     """Name in experiment files."""
 
     def check(self, sae_cfg: SaeConfig) -> None:
         """Refuse a variant this objective makes no sense for, by raising `BadInput`."""
+        needed = sae_cfg.needs_objective
+        if needed is not None and needed != self.kind:
+            raise BadInput(
+                f"{sae_cfg.kind} maps one place to another, which only the objective {needed} "
+                f"trains; say objective: {{kind: {needed}, ...}}.",
+                key="objective",
+                value=self.kind,
+            )
 
     def build(self, *, model: Any = None) -> Objective:
         """The objective; ``model`` is the language model where ``needs_model``."""

@@ -26,4 +26,4 @@ def terms(coder: BatchTopK, step: Step, split: Split) -> Terms:
     if cfg.aux_weight:
         share = aux(error, x, step.dead, encoder, W_dec, cfg.aux_k, split)
         extra["aux"] = cfg.aux_weight * coder.x_variance * share
-    return Terms(share_of(code, split), squared_error(error, split), extra)
+    return Terms(share_of(code, split), error, squared_error(error, split), extra)

@@ -26,6 +26,7 @@ def terms(coder: Standard, step: Step, split: Split) -> Terms:
     coefficient = step.warmup * coder.control.coefficient
     return Terms(
         share_of(Code(z), split),
+        error,
         squared_error(error, split),
         {"l1": coefficient.clone() * penalty},
     )

@@ -28,4 +28,4 @@ def terms(coder: TopK, step: Step, split: Split) -> Terms:
         more = top_k(x, encoder, min(cfg.multi_multiple * cfg.k, cfg.d_sae), split)
         error_of_more = target - split.over_latents(more.times(W_dec)) - coder.b_dec
         extra["multi"] = cfg.multi_weight * squared_error(error_of_more, split)
-    return Terms(share_of(code, split), squared_error(error, split), extra)
+    return Terms(share_of(code, split), error, squared_error(error, split), extra)
