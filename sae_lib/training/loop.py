@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.errors import BadInput
+from sae_lib.models.places import Place
 from sae_lib.training.objectives.base import Batch, SharedBatch
 from sae_lib.training.prefetch import BatchSource, prefetched
 from sae_lib.training.ranks import ALONE
@@ -191,25 +192,31 @@ def report(
 def check(batch: Batch, due: Sequence[Progress], i: int) -> Batch:
     """``batch``, if it holds what the trainees were promised."""
     for progress in due:
-        site, width = progress.trainee.site, progress.coder.d_in
-        if site not in batch.x:
+        for site in progress.sites:
+            if site not in batch.x:
+                raise BadInput(
+                    f"the batches have no such site; they have {', '.join(sorted(batch.x))}.",
+                    key="site",
+                    value=site,
+                )
+        place, found = Place.parse(progress.trainee.site), batch.x[progress.sites[0]].shape
+        widths = [batch.x[site].shape[1] for site in place.reads]
+        is_whole = progress.trainee.objective.cfg.reads == "contexts"
+        rows = found[0] if is_whole and found[0] else progress.train.batch_tokens
+        # a coder that reads several sites reads them side by side, or one at a time
+        is_fit = progress.coder.d_in in (sum(widths), *(widths if len(set(widths)) == 1 else ()))
+        if found[0] != rows or not is_fit:
             raise BadInput(
-                f"the batches have no such site; they have {', '.join(sorted(batch.x))}.",
-                key="site",
-                value=site,
-            )
-        expected, found = (progress.train.batch_tokens, width), tuple(batch.x[site].shape)
-        if found != expected:
-            raise BadInput(
-                f"batch {i} at {site} has shape {found}; {progress.trainee.name} expects "
-                f"{expected}, batch_tokens by d_in."
+                f"batch {i} at {progress.trainee.site} has shape {(found[0], sum(widths))}; "
+                f"{progress.trainee.name} expects {(rows, progress.coder.d_in)}, "
+                "batch_tokens by d_in."
             )
     return batch
 
 
 def check_finite(batch: Batch, due: Sequence[Progress], i: int) -> None:
     """Tell a broken set of activations from a training that diverged."""
-    for site in sorted({progress.trainee.site for progress in due}):
+    for site in sorted({site for progress in due for site in progress.sites}):
         if not bool(torch.isfinite(batch.x[site]).all()):
             raise BadInput(
                 f"batch {i} holds activations that are not finite; harvest the site again.",

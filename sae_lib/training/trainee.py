@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lib.errors import BadInput, CorruptData
+from sae_lib.models.places import Place
 from sae_lib.saes.base import SparseCoder, Step, Terms
 from sae_lib.training.checkpoint import CHECKPOINT, Checkpoint
 from sae_lib.training.config import ResolvedTrain
@@ -58,6 +59,9 @@ class Trainee:
 
     scale: float = 1.0
     """Factor c that brings raw activations to the scale of training; folded in at the end."""
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """Of a place of several sites the factor of each; its objective applies and folds them."""
 
     checkpoint: Path | None = None
     """Folder of its checkpoint; without one it cannot be resumed."""
@@ -145,6 +149,7 @@ class Progress:
             owner: torch.zeros(coder.d_sae, dtype=torch.int64, device=self.device)
             for owner, coder in self.coders.items()
         }
+        self.sites = Place.parse(trainee.site).sites
         self.step, self.status, self.seconds = 0, "running", 0.0
         self.cpu_seconds = 0.0
         """Of the process while it computed this coder's steps."""
@@ -176,6 +181,7 @@ class Progress:
             ),
             number=self.step,
             dead_in_company=tuple(dead[1:]),
+            scales=self.trainee.scales,
         )
 
     # --- one step, in two halves, so that one look at the device serves all trainees ---
@@ -300,6 +306,7 @@ class Progress:
             "name": self.trainee.name,
             "site": self.trainee.site,
             "scale": self.trainee.scale,
+            "scales": dict(self.trainee.scales),
             "sae": self.coder.cfg.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json", exclude=set(DO_NOT_MATTER)),
             "objective": self.trainee.objective.cfg.model_dump(mode="json"),

@@ -1,6 +1,7 @@
 """What a training step looks at and what its loss is made of."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -47,7 +48,7 @@ class StepInfo(NamedTuple):
     """Where a coder stands in its training."""
 
     site: str
-    """The site the coder reads."""
+    """The place the coder is trained at: a site, or several (`sae_lib.models.places`)."""
 
     scale: float
     """Factor that brings raw activations to the scale of training."""
@@ -65,7 +66,10 @@ class StepInfo(NamedTuple):
     """Index of the step."""
 
     dead_in_company: tuple[Bool[Tensor, " d_sae"], ...] = ()
-    """The same for each coder that is trained along, in their order."""
+    """Such latents of each coder that is trained along, in their order."""
+
+    scales: Mapping[str, float] = MappingProxyType({})
+    """Of a place of several sites the factor of each, where ``scale`` is 1."""
 
 
 class Objective:
