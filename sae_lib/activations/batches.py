@@ -28,7 +28,7 @@ from sae_lib.activations import _shards
 from sae_lib.activations.harvest import CapturesSites, StoreDtype, capture_rows
 from sae_lib.activations.order import BlockKey, Order
 from sae_lib.activations.stats import RunningStats, SiteStats
-from sae_lib.activations.store import ActivationStore
+from sae_lib.activations.store import ActivationStore, JoinedStore
 from sae_lib.activations.tokens import TokenSplit
 from sae_lib.errors import BadInput, UnknownName
 
@@ -214,7 +214,7 @@ class StoredBatches(OrderedBatches):
 
     def __init__(
         self,
-        store: ActivationStore,
+        store: ActivationStore | JoinedStore,
         sites: Sequence[str],
         order: Order,
         *,

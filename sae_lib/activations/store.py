@@ -173,3 +173,38 @@ def _read_summary(path: Path) -> SiteSummary:
 def _same(summary: SiteSummary) -> tuple[object, ...]:
     """What the sites of one harvest have in common."""
     return (summary.tokens, summary.dtype, summary.rows_per_file, summary.contexts_per_file)
+
+
+class JoinedStore:
+    """Several stores of the same tokens, each with other sites, read as one."""
+
+    def __init__(self, stores: Sequence[ActivationStore]) -> None:
+        """Raises `BadInput` where the stores are not of the same contexts."""
+        self._of = {site: store for store in stores for site in store.sites}
+        first = stores[0]
+        for store in stores[1:]:
+            if not np.array_equal(store.kept_per_context, first.kept_per_context):
+                raise BadInput(
+                    f"{store.folder} and {first.folder} were harvested from different tokens; "
+                    "harvest their sites together."
+                )
+        self.kept_per_context = first.kept_per_context
+        """Rows of each context."""
+
+    @property
+    def sites(self) -> list[str]:
+        return sorted(self._of)
+
+    def width(self, site: str) -> int:
+        return self._owner(site).width(site)
+
+    def stats(self, site: str) -> SiteStats:
+        return self._owner(site).stats(site)
+
+    def contexts(self, site: str, contexts: Sequence[int] | np.ndarray) -> Rows:
+        return self._owner(site).contexts(site, contexts)
+
+    def _owner(self, site: str) -> ActivationStore:
+        if site not in self._of:
+            raise UnknownName("site of these stores", site, self._of)
+        return self._of[site]

@@ -9,12 +9,15 @@ largest tensor of the evaluation, and softmax followed by log turns underflow in
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from sae_lib.models.places import Place
 
 CHUNK_ELEMENTS = 2**24
 """Logits in float32 at one time: 64 MiB, of which a handful are alive."""
@@ -117,43 +120,50 @@ def _log_softmax(logits: Float[Tensor, "positions vocab"]) -> Float[Tensor, "pos
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
+def _replace(where: Tensor, replacement: Tensor, x: Tensor) -> Tensor:
+    return torch.where(where, replacement.to(x), x)
+
+
 class SitePasses:
     """The model run on one batch with the activations of one site replaced."""
 
     def __init__(
         self,
         model: Model,
-        site: str,
+        place: Place,
         *,
         tokens: Int[Tensor, "batch seq"],
         mask: Bool[Tensor, "batch seq"],
         keep: Bool[Tensor, "batch seq"],
-        activation: Float[Tensor, "batch seq d_in"],
+        captured: Mapping[str, Float[Tensor, "batch seq _"]],
         clean: CleanPass,
     ) -> None:
+        """``captured`` holds at least the sites of ``place``."""
         self.clean = clean
-        self._model, self._site, self._tokens, self._mask = model, site, tokens, mask
+        self._model, self._tokens, self._mask = model, tokens, mask
+        self._reads = [captured[site] for site in place.reads]
+        self._writes = {site: captured[site] for site in place.writes}
         self._where: dict[Positions, Tensor] = {"kept": keep, "all": mask}
-        self._activation = activation
         self._memory: dict[Hashable, Losses] = {}
 
     def activations(self, positions: Positions) -> Float[Tensor, "rows d_in"]:
-        """Clean activations at the kept positions, or at all but padding."""
-        return self._activation[self._where[positions]]
+        """Clean activations that the coder reads, at the kept positions or all but padding."""
+        where = self._where[positions]
+        return torch.cat([values[where] for values in self._reads], -1)
 
-    def replaced(self, rows: Float[Tensor, "rows d_in"], positions: Positions) -> Losses:
+    def replaced(self, rows: Float[Tensor, "rows d_out"], positions: Positions) -> Losses:
         """Losses with ``rows``, one per position, in the place of the activations there."""
         where = self._where[positions]
-        replacement = torch.zeros_like(self._activation)
-        replacement[where] = rows.to(replacement)
-
-        def replace(x: Tensor) -> Tensor:
-            return torch.where(where[..., None], replacement.to(x), x)
-
-        with self._model.intervene({self._site: replace}):
+        widths = [values.shape[-1] for values in self._writes.values()]
+        edits = {}
+        for (site, values), part in zip(self._writes.items(), rows.split(widths, -1), strict=True):
+            replacement = torch.zeros_like(values)
+            replacement[where] = part.to(replacement)
+            edits[site] = partial(_replace, where.unsqueeze(-1), replacement)
+        with self._model.intervene(edits):
             return self.clean.compare(self._model.logits(self._tokens, mask=self._mask))
 
-    def ablated(self, name: str, vector: Float[Tensor, " d_in"], positions: Positions) -> Losses:
+    def ablated(self, name: str, vector: Float[Tensor, " d_out"], positions: Positions) -> Losses:
         """Losses with ``vector`` at all those positions; run once for all coders of the site."""
         key = name, positions
         if key not in self._memory:

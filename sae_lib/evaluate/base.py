@@ -71,7 +71,7 @@ class EvalBatch(NamedTuple):
     """Positions that count: no special tokens, no padding."""
 
     x: Float[Tensor, "rows d_in"]
-    """Raw activations at the kept positions, context by context."""
+    """Raw activations that the coder reads, at the kept positions, context by context."""
 
     z: Float[Tensor, "rows d_sae"]
     x_hat: Float[Tensor, "rows d_in"]
@@ -80,6 +80,14 @@ class EvalBatch(NamedTuple):
 
     passes: SitePasses | None = None
     """The model run with this site replaced; None where no metric needs it or it has no loss."""
+
+    y: Float[Tensor, "rows d_out"] | None = None
+    """Raw activations that the coder reconstructs, where they are not those it reads."""
+
+    @property
+    def target(self) -> Float[Tensor, "rows d_out"]:
+        """What ``x_hat`` should be."""
+        return self.x if self.y is None else self.y
 
     @property
     def num_contexts(self) -> int:
@@ -92,7 +100,7 @@ class EvalContext(NamedTuple):
     site: str
     coder: SparseCoder[Any]
     mean_activation: Float[Tensor, " d_in"]
-    """Mean raw activation of the site over other tokens than those evaluated on."""
+    """Mean raw activation, over other tokens than those evaluated on, of what is reconstructed."""
 
     batch_contexts: int
     """Contexts per batch; the last batch may be smaller."""

@@ -151,7 +151,7 @@ class ReconstructionAccumulator(Accumulator):
     def update(self, batch: EvalBatch) -> None:
         if not len(batch.x):
             return
-        x, x_hat = batch.x.double(), batch.x_hat.double()
+        x, x_hat = batch.target.double(), batch.x_hat.double()
         self.centre = self.centre.to(x.device)
         error, deviation = x - x_hat, x - self.centre
         self.error_sum = self.error_sum.to(x.device) + error.sum(0)

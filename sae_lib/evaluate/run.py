@@ -26,6 +26,7 @@ from sae_lib.evaluate.base import (
     StreamingMetric,
     TableMetric,
 )
+from sae_lib.models.places import Place
 from sae_lib.saes.base import SparseCoder
 from sae_lib.warehouse.rows import LatentRow, Measurement
 
@@ -177,7 +178,8 @@ def _read(
     on_progress: OnProgress,
 ) -> None:
     not_predicted = _not_predicted(model.tokenizer)
-    names = list(sites)
+    places = {name: Place.parse(name) for name in sites}
+    names = list(dict.fromkeys(site for place in places.values() for site in place.sites))
     for numbers, rows in split.batches(batch_contexts):
         tokens = rows.tokens.to(model.device)
         keep = rows.keep.to(model.device)
@@ -190,24 +192,28 @@ def _read(
             captured = model.capture(tokens, names, mask=mask)
         context = keep.nonzero()[:, 0]
         for site, running in sites.items():
-            activation = captured[site]
-            passes = None
+            place, passes = places[site], None
             if clean is not None:
                 passes = SitePasses(
                     model,
-                    site,
+                    place,
                     tokens=tokens,
                     mask=mask,
                     keep=keep,
-                    activation=activation,
+                    captured=captured,
                     clean=clean,
                 )
-            x = _precise(activation[keep])
+            x = _precise(torch.cat([captured[one][keep] for one in place.reads], -1))
+            y = None
+            if place.is_map:
+                y = _precise(torch.cat([captured[one][keep] for one in place.writes], -1))
             problem = _not_finite(x, f"activations at {site}", numbers)
+            if problem is None and y is not None:
+                problem = _not_finite(y, f"activations at {site}", numbers)
             for own in running.boundary:
-                own.update(x)
+                own.update(x if y is None else y)
             for coder in running.coders.values():
-                _add(coder, problem, numbers, tokens, keep, x, context, passes)
+                _add(coder, problem, numbers, tokens, keep, (x, y), context, passes)
         on_progress(numbers.stop, split.num_contexts)
 
 
@@ -217,20 +223,21 @@ def _add(
     numbers: range,
     tokens: Tensor,
     keep: Bool[Tensor, "batch seq"],
-    x: Float[Tensor, "rows d_in"],
+    activations: tuple[Tensor, Tensor | None],
     context: Tensor,
     passes: SitePasses | None,
 ) -> None:
     if not any(metric.needs_batches for metric in running.metrics):
         return
     if problem is None:
+        x, y = activations
         z = running.coder.encode(x)
-        x_hat = running.coder.decode(z)
+        x_hat = running.coder.reconstruct(x, z)
         problem = _not_finite(z, "latents", numbers) or _not_finite(
             x_hat, "reconstruction", numbers
         )
         if problem is None:
-            batch = EvalBatch(tokens, keep, x, z, x_hat, context, passes)
+            batch = EvalBatch(tokens, keep, x, z, x_hat, context, passes, y)
             for metric in running.metrics:
                 metric.update(batch)
             return
@@ -292,7 +299,8 @@ def _check(
     coders: Mapping[str, SparseCoder[Any]],
     mean_activation: Mapping[str, Tensor],
 ) -> None:
-    width = model.width(site)
+    place = Place.parse(site)
+    d_in, width = (sum(map(model.width, sites)) for sites in place)
     if site not in mean_activation:
         raise BadInput(
             "there is no mean activation for the site; there is one for"
@@ -302,14 +310,17 @@ def _check(
         )
     if mean_activation[site].shape != (width,):
         raise BadInput(
-            f"the site {site} is {width} wide; its mean activation has shape"
+            f"what is reconstructed at {site} is {width} wide; its mean activation has shape"
             f" {tuple(mean_activation[site].shape)}.",
             key="mean_activation",
         )
     for name, coder in coders.items():
-        if coder.d_in != width:
+        if (coder.d_in, coder.d_out) != (d_in, width):
             raise BadInput(
-                f"the site {site} is {width} wide, and the coder reads {coder.d_in} numbers.",
+                f"the site {site} is {d_in} wide, and the coder reads {coder.d_in} numbers."
+                if coder.d_in != d_in
+                else f"what is reconstructed at {site} is {width} wide, and the coder gives "
+                f"{coder.d_out} numbers.",
                 key="d_in",
                 value=name,
             )

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -129,6 +129,9 @@ class SparseCoder(nn.Module, ABC, Generic[AnyCoder]):
     """
 
     cfg: AnyCoder
+    by_latent: ClassVar[tuple[str, ...]] = ("W_enc", "W_dec", "b_enc")
+    """Parameters with a row or an entry per latent: what `reset_latents_` sets."""
+
     W_enc: nn.Parameter
     W_dec: nn.Parameter
     b_enc: nn.Parameter
@@ -198,12 +201,37 @@ class SparseCoder(nn.Module, ABC, Generic[AnyCoder]):
         """What a curve should show of state only this variant has; default: nothing."""
         return {}
 
-    def forward(self, x: Activations) -> Activations:
-        return self.decode(self.encode(x))
+    def reconstruct(self, x: Activations, z: Latents) -> Float[Tensor, "*batch d_out"]:
+        """The reconstruction from ``x`` and its latents ``z``; default: from the latents alone."""
+        return self.decode(z)
+
+    def forward(self, x: Activations) -> Float[Tensor, "*batch d_out"]:
+        return self.reconstruct(x, self.encode(x))
 
     @torch.no_grad()
     def initialise_(self, sample: Float[Tensor, "rows d_in"]) -> None:
         """Set what depends on data before the first step; default: nothing does."""
+
+    @property
+    def input_centre(self) -> Float[Tensor, " d_in"] | None:
+        """What is subtracted from x before it is encoded; default: the decoder's bias."""
+        return self.b_dec
+
+    @torch.no_grad()
+    def reset_latents_(
+        self,
+        rows: Int64[Tensor, " reset"],
+        directions: Float[Tensor, "reset d_in"],
+        encoder_norm: Float[Tensor, ""],
+    ) -> None:
+        """Let latents start anew along ``directions``, of norm 1 (variants.md 2.7 A).
+
+        Encoder rows get the norm ``encoder_norm`` and biases are 0, so that a latent fires on the
+        centred input it was made from. A variant with more ``by_latent`` than these sets them too.
+        """
+        self.W_dec[rows] = directions
+        self.W_enc[rows] = encoder_norm * directions
+        self.b_enc[rows] = 0
 
     @torch.no_grad()
     def before_update(self) -> None:

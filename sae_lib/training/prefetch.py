@@ -53,7 +53,7 @@ def prefetched(
     the block, by whatever way (also by Ctrl-C), gives up the work under way at its next piece and
     joins the threads.
     """
-    if is_model_in_use and isinstance(batches, ReadsAhead) and batches.runs_model:
+    if is_model_in_use and getattr(batches, "runs_model", False):
         yield ((i, batches.batch(i)) for i in range(first, last))
         return
     with ExitStack() as stack:

@@ -34,7 +34,7 @@ class SharedBatch:
     """A batch that many coders read: what several of them need is made once."""
 
     def __init__(self, batch: Batch) -> None:
-        self.x, self.rows = batch.x, batch.rows
+        self.source, self.x, self.rows = batch, batch.x, batch.rows
         self._scaled: dict[tuple[str, float], Tensor] = {}
 
     def scaled(self, site: str, scale: float) -> Tensor:
@@ -146,6 +146,10 @@ class ObjectiveConfig(Config):
                 key="objective",
                 value=self.kind,
             )
+
+    def also_reads(self, site: str, sites: Sequence[str]) -> list[str]:
+        """Sites of the model's ``sites`` that a step at ``site`` looks at besides; default none."""
+        return []
 
     def build(self, *, model: Any = None) -> Objective:
         """The objective; ``model`` is the language model where ``needs_model``."""
