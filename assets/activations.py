@@ -38,7 +38,7 @@ def activations_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsD
         study = load()
         if study.activations.store == "stream":
             return dg.MaterializeResult(metadata={"store": "streamed from the model"})
-        sites = [site for site in study.sites if site in set(context.partition_keys)]
+        sites = [site for site in outline.single_sites if site in set(context.partition_keys)]
         harvest_sites(study, store, sites, context.log.info)
         for site in sites:
             identity = study.harvested(site)

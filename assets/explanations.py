@@ -91,6 +91,8 @@ def compute_explanations(
     study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
 ) -> int:
     from sae_lib.explain import explain_site
+    from sae_lib.models.placed import PlacedModel
+    from sae_lib.models.places import Place
     from sae_lib.saes.files import load_sae
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
@@ -98,8 +100,9 @@ def compute_explanations(
             variant.id: load_sae(store.artifacts.path(study.sae(site, variant))).to(store.device)
             for variant in variants
         }
+        model = language_model(study, store)
         explained = explain_site(
-            language_model(study, store),
+            model if Place.parse(site).is_single else PlacedModel(model),
             token_split(study, store, log, "train"),
             site,
             coders,

@@ -1,6 +1,6 @@
 """Partitions of one experiment: site x variant, and the cells that a run was asked for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import dagster as dg
@@ -15,10 +15,31 @@ class Outline(NamedTuple):
     description: str
     file: str
     model: str
+
     sites: tuple[str, ...]
+    """Where SAEs are trained: sites, and places of several."""
+
     variants: tuple[str, ...]
     explains: bool
     applies: bool
+
+    groups_layers: bool
+    """Whether some of its SAEs stand for groups of layers."""
+
+    cells: Mapping[str, Sequence[str]]
+    """For each cell, by its key, the single sites whose activations it learns from."""
+
+    @property
+    def single_sites(self) -> list[str]:
+        """Sites that are harvested, in order."""
+        return list(dict.fromkeys(site for sites in self.cells.values() for site in sites))
+
+    @property
+    def is_rectangular(self) -> bool:
+        """Whether every variant is trained at every site, from that site alone."""
+        return len(self.cells) == len(self.sites) * len(self.variants) and all(
+            list(sites) == [key.split("|")[0]] for key, sites in self.cells.items()
+        )
 
 
 def group(outline: Outline, stage: str) -> str:
@@ -30,10 +51,13 @@ def group(outline: Outline, stage: str) -> str:
 
 
 def site_partitions(outline: Outline) -> dg.StaticPartitionsDefinition:
-    return dg.StaticPartitionsDefinition(list(outline.sites))
+    return dg.StaticPartitionsDefinition(outline.single_sites)
 
 
-def grid(outline: Outline) -> dg.MultiPartitionsDefinition:
+def grid(outline: Outline) -> dg.PartitionsDefinition:
+    """Cells of the experiment: a grid, or where some of its cells do not exist a list of them."""
+    if not outline.is_rectangular:
+        return dg.StaticPartitionsDefinition(list(outline.cells))
     return dg.MultiPartitionsDefinition(
         {
             "site": site_partitions(outline),
@@ -42,8 +66,19 @@ def grid(outline: Outline) -> dg.MultiPartitionsDefinition:
     )
 
 
+def from_sites(outline: Outline, upstream: dg.AssetKey) -> dg.AssetDep:
+    """Dependence of `grid` on an asset that has a partition per single site."""
+    if outline.is_rectangular:  # the orchestrator sees by itself how they go together
+        return dg.AssetDep(upstream)
+    readers = {
+        site: [key for key, sites in outline.cells.items() if site in sites]
+        for site in outline.single_sites
+    }
+    return dg.AssetDep(upstream, partition_mapping=dg.StaticPartitionMapping(readers))
+
+
 def cell_key(site: str, variant: str) -> str:
-    return str(dg.MultiPartitionKey({"site": site, "variant": variant}))
+    return f"{site}|{variant}"
 
 
 def cells_of(study: Study, keys: Iterable[str]) -> list[tuple[str, Variant]]:
@@ -56,6 +91,10 @@ def cells_of(study: Study, keys: Iterable[str]) -> list[tuple[str, Variant]]:
 
 def rectangle(outline: Outline, cells: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """First and last key of the smallest partition range that holds every cell."""
+    if not outline.is_rectangular:
+        keys = list(outline.cells)
+        places = [keys.index(cell_key(site, variant)) for site, variant in cells]
+        return keys[min(places)], keys[max(places)]
     sites = [outline.sites.index(site) for site, _ in cells]
     variants = [outline.variants.index(variant) for _, variant in cells]
     first = cell_key(outline.sites[min(sites)], outline.variants[min(variants)])

@@ -10,10 +10,12 @@ from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.progress import progress
 from assets.rows import Tables, build_rows
-from assets.saes import saes_key, streamed
+from assets.saes import saes_key
 from assets.store import EVERYTHING, Store, language_model, save_rows
 from assets.study import Study, Variant
+from assets.training import streamed
 from sae_lib.config import Config
+from sae_lib.models.places import Place
 
 FILES = {"metrics": "metrics", "latents": "latents", "boundary": "metrics"}
 
@@ -130,14 +132,20 @@ def compute_metrics(
 
 
 def mean_activation(study: Study, store: Store, site: str, log: Callable[[str], None]) -> Any:
-    """Mean activation over training tokens: from the store, or from a streamed sample."""
+    """Mean over training tokens of what is reconstructed at ``site``: from the store, or from a
+    streamed sample."""
+    import torch
+
     from sae_lib.activations.store import ActivationStore
 
-    if store.artifacts.exists(study.harvested(site)):
-        harvested = ActivationStore.open(store.artifacts.path(study.harvested(site)))
-        return harvested.stats(site).mean.float()
-    batches = streamed(study, store, site, log, batch_tokens=MEAN_BATCH_TOKENS, seed=0)
-    return batches.stats(site).mean.float()
+    means = []
+    for one in Place.parse(site).writes:
+        if store.artifacts.exists(study.harvested(one)):
+            source = ActivationStore.open(store.artifacts.path(study.harvested(one)))
+        else:
+            source = streamed(study, store, [one], log, batch_tokens=MEAN_BATCH_TOKENS, seed=0)
+        means.append(source.stats(one).mean.float())
+    return torch.cat(means)
 
 
 def _rows(
@@ -215,9 +223,11 @@ def build_frontier(study: Study, store: Store) -> int:
 
 def _boundaries(study: Study, store: Store) -> list[Any]:
     """Reference points of each site: the mean predictor, PCA, the identity."""
-    first = study.variants[0]
+    first = {site: variant for site, variant in reversed(study.cells())}
     return [
-        row for site in study.sites for row in _rows(study, store, site, first, file="boundary")
+        row
+        for site, variant in sorted(first.items(), key=lambda cell: study.sites.index(cell[0]))
+        for row in _rows(study, store, site, variant, file="boundary")
     ]
 
 

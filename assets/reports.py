@@ -29,10 +29,9 @@ def report_key(experiment: str) -> dg.AssetKey:
 def declared_cells(outlines: Sequence[Outline]) -> list[tuple[str, str, str]]:
     """Every partition of the warehouse that some experiment still asks for."""
     cells = [
-        (outline.name, site, variant)
+        (outline.name, key.split("|")[0], key.split("|")[1])
         for outline in outlines
-        for site in outline.sites
-        for variant in outline.variants
+        for key in outline.cells
     ]
     return cells + [(outline.name, EVERYTHING, EVERYTHING) for outline in outlines]
 

@@ -6,7 +6,7 @@ what is missing - is known before anything is computed.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +19,19 @@ from sae_lib.config import Config
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.fingerprint import fingerprint
 from sae_lib.models.inspect import ModelInfo, inspect_model
+from sae_lib.models.places import Place
 from sae_lib.training.config import ResolvedTrain, TrainConfig
 
 CODE_VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "sae": 2,
+    "sae": 3,
     "metrics": 1,
     "explanations": 1,
     "applications": 3,
     "frontier": 1,
+    "layer_groups": 1,
+    "selections": 1,
 }
 """Version of what each stage computes; raise one and everything of that stage is rebuilt."""
 
@@ -62,6 +65,9 @@ class Variant:
     train: TrainConfig
     """The experiment's training settings with this entry's own on top."""
 
+    places: tuple[str, ...] = ()
+    """Where it is trained, of the study's sites. A layer group learns from all of them."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -77,6 +83,8 @@ class Study:
     corpus: CorpusConfig
     activations: ActivationsConfig
     sites: tuple[str, ...]
+    """Sites, and places of several (`sae_lib.models.places`), where SAEs are trained."""
+
     variants: tuple[Variant, ...]
     evaluate: tuple[Any, ...]
     explain: tuple[Any, ...]
@@ -123,17 +131,40 @@ class Study:
         }
         return Identity("activations", f"{self.model_name}-{slug(site)}", content)
 
-    def sae_config(self, variant: Variant, d_in: int) -> Any:
+    def sae_config(self, variant: Variant, site: str) -> Any:
+        """The description of ``variant`` at ``site``, with the widths that follow from it."""
         from sae_lib.saes import VARIANTS
 
-        return VARIANTS[variant.sae["kind"]].model_validate({**variant.sae, "d_in": d_in})
+        config, place = VARIANTS[variant.sae["kind"]], Place.parse(site)
+        follows: dict[str, int] = {"d_in": self.width(site)}
+        if "d_out" in config.model_fields:
+            follows["d_out"] = sum(self._widths[one] for one in place.writes)
+        if "num_sources" in config.model_fields:
+            follows["num_sources"] = len(place.reads)
+        return config.model_validate({**variant.sae, **follows})
 
-    def resolved_train(self, variant: Variant, d_in: int) -> ResolvedTrain:
+    def objective(self, variant: Variant) -> Any:
+        """The description of how ``variant`` is trained."""
+        from sae_lib.training.objectives import OBJECTIVES
+
+        return OBJECTIVES[variant.objective["kind"]].model_validate(variant.objective)
+
+    def resolved_train(self, variant: Variant, site: str) -> ResolvedTrain:
         from sae_lib.training.config import resolve
 
-        return resolve(variant.train, self.sae_config(variant, d_in))
+        return resolve(variant.train, self.sae_config(variant, site))
+
+    def general(self, variant: Variant) -> Variant | None:
+        """The SAE that ``variant`` starts from: itself, trained on all data; None: on none."""
+        if variant.objective.get("start") != "general":
+            return None
+        return replace(variant, id=f"general of {variant.id}", objective={"kind": "plain"})
 
     def width(self, site: str) -> int:
+        """How many numbers are read at ``site``, which may be a place of several."""
+        return sum(self._widths[one] for one in Place.parse(site).reads)
+
+    def _site_width(self, site: str) -> int:
         """Width of the activations at ``site``; loads the model's structure for ``module:``."""
         from sae_lib.models.sites import site_width
 
@@ -146,20 +177,37 @@ class Study:
 
     @cached_property
     def _widths(self) -> dict[str, int]:
-        return {site: self.width(site) for site in self.sites}
+        return {site: self._site_width(site) for site in self.primitive_sites()}
+
+    def primitive_sites(self) -> tuple[str, ...]:
+        """Every single site that a place of the study consists of, in order."""
+        return tuple(dict.fromkeys(one for site in self.sites for one in Place.parse(site).sites))
+
+    def reads(self, site: str, variant: Variant) -> tuple[str, ...]:
+        """Single sites whose activations the SAE of this cell learns from."""
+        places = variant.places if variant.objective["kind"] == "layer_group" else (site,)
+        return tuple(dict.fromkeys(one for place in places for one in Place.parse(place).sites))
 
     def sae(self, site: str, variant: Variant) -> Identity:
-        d_in = self._widths[site]
         content = {
             "code": CODE_VERSIONS["sae"],
-            "activations": self.harvested(site).hash,
+            "place": site,
+            "activations": {one: self.harvested(one).hash for one in self.reads(site, variant)},
             "store": self.activations.store,
-            "sae": self.sae_config(variant, d_in).model_dump(mode="json"),
+            "sae": self.sae_config(variant, site).model_dump(mode="json"),
             "objective": dict(variant.objective),
-            "train": self.resolved_train(variant, d_in).model_dump(
+            "train": self.resolved_train(variant, site).model_dump(
                 mode="json", exclude={"checkpoint_every_seconds", "curve_points", "devices"}
             ),
         }
+        if self.objective(variant).files():
+            content["data"] = [
+                hashlib.sha256((self.base / file).read_bytes()).hexdigest()[:16]
+                for file in self.objective(variant).files()
+            ]
+        general = self.general(variant)
+        if general is not None:
+            content["start"] = self.sae(site, general).hash
         return Identity("sae", f"{slug(site)}-{slug(variant.id)}", content)
 
     def measured(self, stage: str, site: str, variant: Variant) -> Identity:
@@ -191,11 +239,7 @@ class Study:
 
     @cached_property
     def frontier(self) -> Identity:
-        cells = [
-            self.measured("metrics", site, variant).hash
-            for site in self.sites
-            for variant in self.variants
-        ]
+        cells = [self.measured("metrics", site, variant).hash for site, variant in self.cells()]
         return Identity(
             "frontier", self.name, {"code": CODE_VERSIONS["frontier"], "cells": sorted(cells)}
         )
@@ -207,13 +251,14 @@ class Study:
             "model": {**self.model.model_dump(), "fingerprint": self.model_fingerprint},
             "corpus": self.corpus.model_dump(),
             "activations": self.activations.model_dump(),
-            "sites": dict(self._widths),
+            "sites": {site: self.width(site) for site in self.sites},
             "saes": [
                 {
                     "variant": variant.id,
                     "sae": dict(variant.sae),
                     "objective": dict(variant.objective),
-                    "train": self.resolved_train(variant, self._widths[self.sites[0]]).model_dump(
+                    "sites": list(variant.places),
+                    "train": self.resolved_train(variant, variant.places[0]).model_dump(
                         mode="json"
                     ),
                 }
@@ -227,7 +272,12 @@ class Study:
 
     def cells(self) -> list[tuple[str, Variant]]:
         """Every (site, variant) of the grid."""
-        return [(site, variant) for site in self.sites for variant in self.variants]
+        return [
+            (site, variant)
+            for site in self.sites
+            for variant in self.variants
+            if site in variant.places
+        ]
 
     def missing(self, store: ArtifactStore, stage: str) -> list[tuple[str, Variant]]:
         """Cells whose artefact of ``stage`` (sae, metrics, ...) does not exist yet."""

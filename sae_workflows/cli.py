@@ -157,7 +157,7 @@ def validate(
     store = ArtifactStore(folder)
     rows = []
     for site, variant in study.cells():
-        train = study.resolved_train(variant, study.width(site))
+        train = study.resolved_train(variant, site)
         rows.append(
             {
                 "site": site,

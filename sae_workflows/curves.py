@@ -117,7 +117,7 @@ def _state_row(
 ) -> dict[str, Any]:
     found = _points(study, store, site, variant)
     row: dict[str, Any] = {"site": site, "variant": variant.id, "state": "not begun", "step": 0}
-    row["steps"] = study.resolved_train(variant, study.width(site)).steps
+    row["steps"] = study.resolved_train(variant, site).steps
     row |= dict.fromkeys(names)
     row |= {"fvu so far": "", "seconds_left": None, "seconds_ago": None, "problem": None}
     identity = study.sae(site, variant)

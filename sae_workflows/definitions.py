@@ -13,6 +13,7 @@ from assets.applications import applications_asset, applications_key
 from assets.corpora import tokens_asset
 from assets.explanations import explanations_asset, explanations_key
 from assets.grid import Outline
+from assets.layer_groups import layer_groups_asset
 from assets.metrics import frontier_asset, metrics_asset, metrics_key
 from assets.models import model_source
 from assets.reports import database_asset, report_asset
@@ -39,6 +40,8 @@ def family(outline: Outline, load: Callable[[], Study]) -> list[dg.AssetsDefinit
         makers.append(explanations_asset)
     if outline.applies:
         makers.append(applications_asset)
+    if outline.groups_layers:
+        makers.append(layer_groups_asset)
     return [make(outline, load) for make in makers]
 
 

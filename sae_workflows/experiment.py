@@ -23,9 +23,11 @@ from sae_lib.evaluate import METRICS
 from sae_lib.explain import EXPLAINERS
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.inspect import ModelInfo, inspect_model
+from sae_lib.models.places import Place
 from sae_lib.models.sites import check_site
 from sae_lib.registry import Registry
 from sae_lib.saes import VARIANTS, SaeConfig
+from sae_lib.saes.presets import expand, preset_of
 from sae_lib.training.config import TrainConfig
 from sae_lib.training.distributed.rules import check_split
 from sae_lib.training.objectives import OBJECTIVES, ObjectiveConfig
@@ -35,6 +37,9 @@ BUNDLED = Path(__file__).parent / "experiments"
 
 Member = str | dict[str, Any]
 Path_ = tuple[str | int, ...]
+
+OF_AN_ENTRY = ("objective", "train", "sites")
+"""Keys of an SAE entry that are no settings of the architecture."""
 
 
 class ExperimentFile(Config):
@@ -54,10 +59,14 @@ class ExperimentFile(Config):
     """The text: bundled name, hub dataset, or local txt/jsonl/parquet."""
 
     sites: tuple[str, ...] = Field(min_length=1)
-    """Where activations are read: ``resid_post.2``, ``mlp_out.0``, ``module:model.norm``, ..."""
+    """Where activations are read: ``resid_post.2``, ``mlp_out.0``, ``module:model.norm``, ...;
+    several side by side (``resid_post.1+resid_post.2``, for crosscoders); or from one to another
+    (``resid_mid.2>mlp_out.2``, for transcoders)."""
 
     saes: tuple[dict[str, Any], ...] = Field(min_length=1)
-    """The SAEs. A list in place of a value spans a grid; every SAE is trained at every site."""
+    """The SAEs: ``kind`` and its settings, or a ``preset``; ``objective``, ``train`` and ``sites``
+    of an entry's own. A list in place of a value spans a grid; an SAE is trained at every site
+    that its objective can be trained at."""
 
     train: dict[str, Any] = Field(default_factory=dict)
     """Training settings for all SAEs; what is left out is derived and written into the result.
@@ -216,7 +225,8 @@ def _check_sites(reader: Reader, said: ExperimentFile, info: ModelInfo) -> None:
         if site in said.sites[:index]:
             raise reader.fault("this site stands twice.", ("sites", index), site)
         try:
-            check_site(info, site)
+            for one in Place.parse(site).sites:
+                check_site(info, one)
         except SaeError as error:
             problem = error.problem if isinstance(error, BadInput) else str(error)
             raise reader.fault(problem, ("sites", index), site) from error
@@ -262,7 +272,7 @@ def _variants(reader: Reader, said: ExperimentFile, info: ModelInfo) -> Iterator
     shared: TrainConfig = reader.parse(TrainConfig, base_train, ("train",))
     seen: dict[str, int] = {}
     for index, entry in enumerate(said.saes):
-        for variant in _grid(reader, entry, shared, info, said.model.id, index):
+        for variant in _grid(reader, said, entry, shared, info, index):
             if variant.id in seen:
                 problem = f"{variant.id} stands in saes[{seen[variant.id]}] already."
                 raise reader.fault(problem, ("saes", index))
@@ -281,7 +291,9 @@ def _check_devices(reader: Reader, said: ExperimentFile, variant: Variant, index
             "leave activations.store out, or train on one device."
         )
         raise reader.fault(problem, path, variant.train.devices.count)
-    sae = VARIANTS[variant.sae["kind"]].model_validate({**variant.sae, "d_in": 1})
+    config = VARIANTS[variant.sae["kind"]]
+    follows = _follows(config, variant.places[0])
+    sae = config.model_validate({**variant.sae, **follows})
     objective = OBJECTIVES[variant.objective["kind"]].model_validate(variant.objective)
     try:
         check_split(variant.train, sae, objective)
@@ -291,13 +303,14 @@ def _check_devices(reader: Reader, said: ExperimentFile, variant: Variant, index
 
 def _grid(
     reader: Reader,
+    said: ExperimentFile,
     entry: Mapping[str, Any],
     shared: TrainConfig,
     info: ModelInfo,
-    model: str,
     index: int,
 ) -> Iterator[Variant]:
     path: Path_ = ("saes", index)
+    entry = _expanded(reader, entry, path)
     kind = entry.get("kind")
     if kind not in VARIANTS:
         known = f"Known: {', '.join(VARIANTS)}."
@@ -306,21 +319,22 @@ def _grid(
             problem = f"no SAE variant is called {kind!r}. {known}{nearest(str(kind), VARIANTS)}"
         raise reader.fault(problem, (*path, "kind") if kind is not None else path, kind)
     config = VARIANTS[str(kind)]
-    objective = _objective(reader, entry.get("objective", "plain"), info, model, path)
+    objective = _objective(reader, entry.get("objective", "plain"), info, said.model.id, path)
     own = entry.get("train", {})
     if not isinstance(own, dict):
         raise reader.fault("give a mapping of training settings.", (*path, "train"), own)
     train = reader.parse(TrainConfig, {**shared.model_dump(), **own}, (*path, "train"))
+    places = _places(reader, said, entry, objective, info, path)
     # devices are no part of what an SAE is
     distinct = {key: value for key, value in own.items() if key != "devices"}
-    fields = {key: value for key, value in entry.items() if key not in ("objective", "train")}
+    fields = {key: value for key, value in entry.items() if key not in OF_AN_ENTRY}
     if "d_in" in fields:
         problem = "the width of the activations follows from the site; leave d_in out."
         raise reader.fault(problem, (*path, "d_in"), fields["d_in"])
     axes = [_axis(reader, config, key, value, path) for key, value in fields.items()]
     for point in itertools.product(*axes):
         raw = dict(zip(fields, point, strict=True))
-        sae = reader.parse(config, {**raw, "d_in": 1}, path)
+        sae = reader.parse(config, {**raw, **_follows(config, places[0])}, path)
         try:
             objective.check(sae)
         except SaeError as error:
@@ -332,7 +346,83 @@ def _grid(
             sae={key: sae.model_dump()[key] for key in sorted({"kind", "d_sae", "seed", *fields})},
             objective=objective.model_dump(),
             train=train,
+            places=places,
         )
+
+
+def _expanded(reader: Reader, entry: Mapping[str, Any], path: Path_) -> dict[str, Any]:
+    """An entry with its preset's settings filled in."""
+    own = {key: value for key, value in entry.items() if key != "preset"}
+    if "preset" not in entry:
+        return own
+    name, train = str(entry["preset"]), own.get("train", {})
+    if not isinstance(train, dict):
+        raise reader.fault("give a mapping of training settings.", (*path, "train"), train)
+    try:
+        kind = preset_of(name).sae["kind"]
+    except SaeError as error:
+        raise reader.fault(str(error), (*path, "preset"), name) from error
+    if own.get("kind", kind) != kind:
+        problem = f"the preset {name} is a {kind}; leave kind out."
+        raise reader.fault(problem, (*path, "kind"), own["kind"])
+    return expand(name, own)
+
+
+def _follows(config: type[SaeConfig], place: str) -> dict[str, int]:
+    """What of an SAE follows from its place, for activations of one number each."""
+    parsed = Place.parse(place)
+    follows = {"d_in": len(parsed.reads)}
+    if "d_out" in config.model_fields:
+        follows["d_out"] = len(parsed.writes)
+    if "num_sources" in config.model_fields:
+        follows["num_sources"] = len(parsed.reads)
+    return follows
+
+
+TAKES = {
+    "site": "single sites, such as resid_post.2",
+    "several": "several sites side by side, such as resid_post.1+resid_post.2",
+    "map": "from one site to another, such as resid_mid.2>mlp_out.2",
+}
+
+
+def _places(
+    reader: Reader,
+    said: ExperimentFile,
+    entry: Mapping[str, Any],
+    objective: ObjectiveConfig,
+    info: ModelInfo,
+    path: Path_,
+) -> tuple[str, ...]:
+    """Where an entry is trained: its own ``sites``, or those of the study that it can be."""
+    own = entry.get("sites", list(said.sites))
+    own = [own] if isinstance(own, str) else own
+    places = []
+    for site in own if isinstance(own, list) else []:
+        if site not in said.sites:
+            problem = (
+                "an SAE is trained at sites of the study; add it to the file's sites. "
+                f"There are {', '.join(said.sites)}.{nearest(str(site), said.sites)}"
+            )
+            raise reader.fault(problem, (*path, "sites"), site)
+        place = Place.parse(site)
+        form = "map" if place.is_map else "site" if place.is_single else "several"
+        if form == objective.takes:
+            places.append(site)
+        elif "sites" in entry:
+            problem = f"the objective {objective.kind} is trained at {TAKES[objective.takes]}."
+            raise reader.fault(problem, (*path, "sites"), site)
+    if not places:
+        problem = (
+            f"the objective {objective.kind} is trained at {TAKES[objective.takes]}, and there is "
+            "no such place in sites."
+        )
+        raise reader.fault(problem, (*path, "sites") if "sites" in entry else path)
+    try:
+        objective.check_places(places, info.d_model)
+    except BadInput as error:
+        raise reader.fault(error.problem, (*path, "objective"), error.value) from error
+    return tuple(places)
 
 
 def _axis(

@@ -17,6 +17,8 @@ from assets.applications import applications_key
 from assets.corpora import tokens_key
 from assets.explanations import explanations_key
 from assets.grid import rectangle
+from assets.layer_groups import grouped_variants, layer_groups_key
+from assets.layer_groups import identity_of as groups_identity
 from assets.metrics import frontier_key, metrics_key
 from assets.models import model_key
 from assets.reports import DATABASE, report_key
@@ -59,17 +61,28 @@ def next_work(study: Study, store: Store, stage: str) -> Work | None:
     if stage == "activations":
         if study.activations.store == "stream":
             return None
-        needed = {site for site, _ in study.missing(artifacts, "sae")}
+        outline_sites = outline.single_sites
+        needed = {
+            one
+            for site, variant in study.missing(artifacts, "sae")
+            if study.objective(variant).reads == "rows"
+            for one in study.reads(site, variant)
+        }
         sites = [
             site
-            for site in study.sites
+            for site in outline_sites
             if site in needed and not artifacts.exists(study.harvested(site))
         ]
         if not sites:
             return None
         first, last = sites[0], sites[-1]
         key = activations_key(study.name)
-        return Work(stage, key, len(sites), len(study.sites) - len(sites), first, last)
+        return Work(stage, key, len(sites), len(outline_sites) - len(sites), first, last)
+    if stage == "layer_groups":
+        sets = {one.places for one in grouped_variants(study)}
+        absent = [one for one in sets if not artifacts.exists(groups_identity(study, one))]
+        key = layer_groups_key(study.name)
+        return Work(stage, key, len(absent), len(sets) - len(absent)) if absent else None
     if stage == "frontier":
         have = store.has_landed(study, stage, EVERYTHING, EVERYTHING, study.frontier)
         return None if have else Work(stage, frontier_key(study.name), 1, 0)
@@ -93,7 +106,9 @@ def next_work(study: Study, store: Store, stage: str) -> Work | None:
 
 
 def stages(study: Study) -> list[str]:
-    named = ["tokens", "activations", "saes", "metrics", "frontier"]
+    named = ["tokens", "activations"]
+    named += ["layer_groups"] if grouped_variants(study) else []
+    named += ["saes", "metrics", "frontier"]
     named += ["explanations"] if study.explain else []
     named += ["applications"] if study.apply else []
     return named
@@ -159,9 +174,9 @@ def _publish(
 
 
 def _total(study: Study, stage: str) -> int:
-    if stage in ("tokens", "frontier"):
+    if stage in ("tokens", "frontier", "layer_groups"):
         return 1
-    return len(study.sites) if stage == "activations" else len(study.cells())
+    return len(study.primitive_sites()) if stage == "activations" else len(study.cells())
 
 
 def _observe(instance: dg.DagsterInstance, study: Study) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from assets.grid import Outline
+from assets.grid import Outline, cell_key
 from assets.study import Study
 from sae_lib.artifacts import write_atomically
 from sae_lib.errors import SaeError
@@ -71,6 +71,11 @@ def outline_of(study: Study) -> Outline:
         variants=tuple(variant.id for variant in study.variants),
         explains=bool(study.explain),
         applies=bool(study.apply),
+        groups_layers=any(one.objective["kind"] == "layer_group" for one in study.variants),
+        cells={
+            cell_key(site, variant.id): study.reads(site, variant)
+            for site, variant in study.cells()
+        },
     )
 
 

@@ -114,7 +114,7 @@ def _experiments(home: Path) -> list[Row]:
             "model": one.model,
             "sites": len(one.sites),
             "variants": len(one.variants),
-            "saes": len(one.sites) * len(one.variants),
+            "saes": len(one.cells),
             "file": one.file,
             "problem": None,
         }

@@ -8,6 +8,8 @@ neighbours may round differently in its last digit; over the same ones it does n
 Inside `OrderedBatches.reading_ahead` a second thread loads the next block while the current one is
 used: from a store it reads, of a stream it runs the model. In memory are then the rows of two
 blocks, in the format of the store; outside of it, and where there is nothing to gain, of one.
+
+Where the order is of some of the contexts (`Order`'s ``contexts``), only those are read or run.
 """
 
 import os
@@ -33,7 +35,10 @@ from sae_lib.activations.tokens import TokenSplit
 from sae_lib.errors import BadInput, UnknownName
 
 STATS_TOKENS = 1 << 16
-"""Rows that statistics of a stream are measured on."""
+"""Rows that statistics of a stream, or of some contexts of a store, are measured on."""
+
+STATS_CONTEXTS = 64
+"""Contexts of a store that are read at a time to measure them."""
 
 
 class Batch(NamedTuple):
@@ -224,10 +229,20 @@ class StoredBatches(OrderedBatches):
         _check_order(order, store.kept_per_context)
         super().__init__(sites, order, {site: store.width(site) for site in sites})
         self._store, self._device = store, torch.device(device)
+        self._measured: dict[str, SiteStats] = {}
 
     def stats(self, site: str) -> SiteStats:
-        """Of all stored rows."""
-        return self._store.stats(site)
+        """Of all stored rows. Where the order is of some contexts, of the first `STATS_TOKENS` rows
+        of its first epoch, in whole contexts."""
+        if self.order.subset is None:
+            return self._store.stats(site)
+        if site not in self._measured:
+            running = RunningStats(self.width(site))
+            chosen = self.order.first_contexts(STATS_TOKENS)
+            for start in range(0, len(chosen), STATS_CONTEXTS):
+                running.add(self._store.contexts(site, chosen[start : start + STATS_CONTEXTS]).x)
+            self._measured[site] = running.result()
+        return self._measured[site]
 
     def _load(self, contexts: np.ndarray, ahead: ReadAhead | None) -> Block:
         x, rows = {}, torch.empty(0, dtype=torch.int64)

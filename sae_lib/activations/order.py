@@ -8,6 +8,9 @@ comes exactly once per epoch, and resuming needs nothing but the number of the s
 
 Whole contexts are read, so reads stay sequential; two rows of one context meet in a batch about as
 often as chance has it among the rows of a block.
+
+An order may be of some of the contexts only (``contexts``): then those are all there is. It is
+the order that the chosen contexts would have as a set of their own, whatever their numbers.
 """
 
 import hashlib
@@ -52,11 +55,24 @@ class Order:
     """Which rows make up batch i."""
 
     def __init__(
-        self, kept_per_context: np.ndarray, *, seed: int, block_tokens: int, batch_tokens: int
+        self,
+        kept_per_context: np.ndarray,
+        *,
+        seed: int,
+        block_tokens: int,
+        batch_tokens: int,
+        contexts: np.ndarray | None = None,
     ) -> None:
-        """``block_tokens`` rounds down to whole contexts, but at least one."""
+        """``block_tokens`` rounds down to whole contexts, but at least one.
+
+        ``kept_per_context`` is of all contexts of the tokens or the store. ``contexts`` are the
+        numbers, ascending, of those that are drawn from; by default all.
+        """
         self.kept_per_context = np.asarray(kept_per_context, np.int64)
-        self.num_rows = int(self.kept_per_context.sum())
+        self.subset = None if contexts is None else _checked(contexts, len(self.kept_per_context))
+        """Contexts that are drawn from, ascending; None for all."""
+        kept = self.kept_per_context if self.subset is None else self.kept_per_context[self.subset]
+        self.num_rows = int(kept.sum())
         """Rows in an epoch."""
         if self.num_rows == 0 or seed < 0 or block_tokens < 1 or batch_tokens < 1:
             raise BadInput(
@@ -66,8 +82,9 @@ class Order:
             )
         self.seed = seed
         self.batch_tokens = batch_tokens
-        self.num_contexts = len(self.kept_per_context)
-        self.block_contexts = max(1, block_tokens // int(self.kept_per_context.max()))
+        self.num_contexts = len(kept)
+        """Contexts in an epoch."""
+        self.block_contexts = max(1, block_tokens // int(kept.max()))
         """Contexts in a block; the last of an epoch may have fewer."""
         self.num_blocks = -(-self.num_contexts // self.block_contexts)
         """Blocks in an epoch."""
@@ -123,6 +140,11 @@ class Order:
             "batch_tokens": self.batch_tokens,
             "block_contexts": self.block_contexts,
             "kept_per_context": hashlib.sha256(self.kept_per_context.tobytes()).hexdigest()[:16],
+            "contexts": (
+                None
+                if self.subset is None
+                else hashlib.sha256(self.subset.tobytes()).hexdigest()[:16]
+            ),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -138,7 +160,8 @@ class Order:
 
     def _draw_epoch(self, number: int) -> _Epoch:
         generator = np.random.default_rng([EPOCH_TAG, self.seed, number])
-        contexts = generator.permutation(self.num_contexts)
+        drawn = generator.permutation(self.num_contexts)
+        contexts = drawn if self.subset is None else self.subset[drawn]
         rows = np.cumsum(self.kept_per_context[contexts])
         last = np.minimum(
             np.arange(1, self.num_blocks + 1) * self.block_contexts, self.num_contexts
@@ -148,3 +171,22 @@ class Order:
     def _draw_permutation(self, key: BlockKey) -> np.ndarray:
         generator = np.random.default_rng([BLOCK_TAG, self.seed, *key])
         return generator.permutation(self.num_block_rows(key))
+
+
+def _checked(contexts: np.ndarray, num_contexts: int) -> np.ndarray:
+    """``contexts`` as int64, if they are numbers of contexts, ascending, each once."""
+    chosen = np.asarray(contexts)
+    if chosen.ndim != 1 or not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
+        raise BadInput(
+            "an order of some contexts needs their numbers, a vector of at least one integer; it"
+            f" has shape {chosen.shape} and dtype {chosen.dtype}.",
+            key="contexts",
+        )
+    chosen = chosen.astype(np.int64)
+    if chosen[0] < 0 or chosen[-1] >= num_contexts or (np.diff(chosen) <= 0).any():
+        raise BadInput(
+            f"the chosen contexts must ascend, each once, between 0 and {num_contexts - 1}.",
+            key="contexts",
+            value=[int(i) for i in chosen[:5]],
+        )
+    return chosen

@@ -188,6 +188,7 @@ class JoinedStore:
                     f"{store.folder} and {first.folder} were harvested from different tokens; "
                     "harvest their sites together."
                 )
+        self.num_contexts = first.num_contexts
         self.kept_per_context = first.kept_per_context
         """Rows of each context."""
 

@@ -113,13 +113,13 @@ def top_of_batch_code(
 
 
 def aux_from(
-    error: Float[Tensor, "batch d_in"],
+    error: Float[Tensor, "batch d_out"],
     x: Float[Tensor, "batch d_in"],
     dead: Bool[Tensor, " d_sae"],
     W_enc: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     b_dec: Float[Tensor, " d_in"],
-    W_dec: Float[Tensor, "d_sae d_in"],
+    W_dec: Float[Tensor, "d_sae d_out"],
     k: int,
 ) -> Float[Tensor, ""]:
     """`aux_k` where pre-activations are not at hand: computes those of the dead latents alone."""

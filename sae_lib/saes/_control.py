@@ -29,17 +29,23 @@ class SparsityControl(nn.Module):
     """Holds the coefficient and the running mean of l0 as buffers: a checkpoint has them.
 
     Exactly one of ``coefficient`` and ``target_l0`` is given; ``rate`` is the largest share by
-    which a steered coefficient moves in a step.
+    which a steered coefficient moves in a step, ``first`` where it starts.
     """
 
     coefficient: Tensor
     l0: Tensor
 
-    def __init__(self, coefficient: float | None, target_l0: float | None, rate: float) -> None:
+    def __init__(
+        self,
+        coefficient: float | None,
+        target_l0: float | None,
+        rate: float,
+        first: float = FIRST_COEFFICIENT,
+    ) -> None:
         super().__init__()
         self.target_l0, self.rate = target_l0, rate
-        first = FIRST_COEFFICIENT if coefficient is None else coefficient
-        self.register_buffer("coefficient", torch.tensor(float(first)))
+        start = first if coefficient is None else coefficient
+        self.register_buffer("coefficient", torch.tensor(float(start)))
         self.register_buffer("l0", torch.tensor(UNSEEN))
 
     @torch.no_grad()

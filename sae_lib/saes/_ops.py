@@ -53,23 +53,33 @@ def project_gradient_rows_(
     gradient.addcmul_(along, rows, value=-1)
 
 
-def latents_of(
+def pre_of(
     x: Float[Tensor, "*batch d_in"],
     W_enc: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     b_dec: Float[Tensor, " d_in"] | None,
 ) -> Float[Tensor, "*batch d_sae"]:
-    """relu(W_enc (x - b_dec) + b_enc); without ``b_dec`` nothing is subtracted.
+    """W_enc (x - b_dec) + b_enc; without ``b_dec`` nothing is subtracted.
 
     The gradient of ``b_dec`` comes through the bias, as one product of a matrix with a vector.
     Through ``x - b_dec`` it would cost a third product of batch x d_sae x d_in in every step, of
     which only the sum over the batch is wanted.
     """
     if b_dec is None:
-        return functional.linear(x, W_enc, b_enc).relu_()
+        return functional.linear(x, W_enc, b_enc)
     centre = b_dec.detach()
     bias = b_enc + W_enc.detach() @ (centre - b_dec)  # adds zeros; carries the gradient
-    return functional.linear(x - centre, W_enc, bias).relu_()
+    return functional.linear(x - centre, W_enc, bias)
+
+
+def latents_of(
+    x: Float[Tensor, "*batch d_in"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    b_dec: Float[Tensor, " d_in"] | None,
+) -> Float[Tensor, "*batch d_sae"]:
+    """relu(W_enc (x - b_dec) + b_enc); see `pre_of`."""
+    return pre_of(x, W_enc, b_enc, b_dec).relu_()
 
 
 def keep_top_k(pre: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
@@ -123,10 +133,10 @@ def squared_error(error: Float[Tensor, "batch width"]) -> Float[Tensor, ""]:
 
 
 def aux_k(
-    error: Float[Tensor, "batch d_in"],
+    error: Float[Tensor, "batch d_out"],
     pre: Float[Tensor, "batch d_sae"],
     dead: Bool[Tensor, " d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
+    W_dec: Float[Tensor, "d_sae d_out"],
     k: int,
 ) -> Float[Tensor, ""]:
     """How badly the ``k`` strongest dead latents of each token explain what is left over.
@@ -143,9 +153,9 @@ def aux_k(
 
 
 def aux_of(
-    error: Float[Tensor, "batch d_in"],
+    error: Float[Tensor, "batch d_out"],
     pre: Float[Tensor, "batch num_dead"],
-    W_dec: Float[Tensor, "num_dead d_in"],
+    W_dec: Float[Tensor, "num_dead d_out"],
     k: int,
 ) -> Float[Tensor, ""]:
     """`aux_k` where only the dead latents and their rows of the decoder are given."""

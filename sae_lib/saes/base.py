@@ -167,7 +167,7 @@ class SparseCoder(nn.Module, ABC, Generic[AnyCoder]):
         """Latent activations of raw activations, as used after training: per token, >= 0."""
 
     @abstractmethod
-    def decode(self, z: Latents) -> Activations:
+    def decode(self, z: Latents) -> Float[Tensor, "*batch d_out"]:
         """Reconstruction from latents."""
 
     @abstractmethod
@@ -211,6 +211,13 @@ class SparseCoder(nn.Module, ABC, Generic[AnyCoder]):
     @torch.no_grad()
     def initialise_(self, sample: Float[Tensor, "rows d_in"]) -> None:
         """Set what depends on data before the first step; default: nothing does."""
+
+    @torch.no_grad()
+    def initialise_target_(self, target: Float[Tensor, "rows d_out"]) -> None:
+        """Set what depends on that which is to be reconstructed; called after `initialise_`.
+
+        Default: nothing, since a coder of one place has seen it there.
+        """
 
     @property
     def input_centre(self) -> Float[Tensor, " d_in"] | None:

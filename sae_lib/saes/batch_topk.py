@@ -8,11 +8,9 @@
     threshold = running mean, over batches, of the smallest latent that was kept
 
 Differs from the authors' code: that selects over the batch at inference too and has no b_enc.
-The running mean starts at the first value instead of 0, follows the latest batch until
-``threshold_start_steps`` and averages from there on, so early activations, which are small, never
-enter it. A batch with fewer positive latents than its budget says nothing about where the
-budget ends and is passed over. Before any batch has been seen there is no threshold, and
-``encode`` keeps each token's k largest.
+The running mean skips early activations and batches that cannot spend their budget
+(`_threshold.py`). Before any batch has been seen there is no threshold, and ``encode`` keeps each
+token's k largest.
 """
 
 from typing import Literal
@@ -35,10 +33,8 @@ from sae_lib.saes._ops import (
     spread_of,
     squared_error,
 )
+from sae_lib.saes._threshold import follow_smallest_, is_set, scale_threshold_, unset_threshold
 from sae_lib.saes.base import Activations, Latents, SaeConfig, SparseCoder, Step, Terms, register
-
-UNSET = -1.0
-"""Value of the threshold before a batch has set it."""
 
 
 class BatchTopKConfig(SaeConfig):
@@ -93,13 +89,14 @@ class BatchTopK(SparseCoder[BatchTopKConfig]):
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
         self.register_buffer("x_variance", torch.ones(()))
-        self.register_buffer("threshold", torch.tensor(UNSET))
-        self.register_buffer("num_thresholds", torch.zeros((), dtype=torch.int64))
+        threshold, num_thresholds = unset_threshold()
+        self.register_buffer("threshold", threshold)
+        self.register_buffer("num_thresholds", num_thresholds)
 
     @property
     def has_threshold(self) -> bool:
         """Whether a batch has set the threshold; without it ``encode`` is per-token top-k."""
-        return bool(self.threshold >= 0)
+        return is_set(self.threshold)
 
     def pre(self, x: Activations) -> Latents:
         return latents_of(x, self.W_enc, self.b_enc, self.b_dec)
@@ -125,17 +122,16 @@ class BatchTopK(SparseCoder[BatchTopKConfig]):
             extra["aux"] = cfg.aux_weight * self.x_variance * aux
         return Terms(code, error, squared_error(error), extra)
 
-    @torch.no_grad()
     def observe_threshold_(self, z: Float[Tensor, "..."], budget: int) -> None:
         """Move the threshold towards the smallest latent that this batch kept."""
-        is_on = z > 0
-        fills_budget = is_on.sum() >= budget
-        smallest = torch.where(is_on, z, torch.inf).min().to(self.threshold.dtype)
-        keeps = self.cfg.threshold_beta * (self.num_thresholds >= self.cfg.threshold_start_steps)
-        keeps = torch.where(self.threshold >= 0, keeps, 0.0)
-        moved = keeps * self.threshold + (1 - keeps) * smallest
-        self.threshold.copy_(torch.where(fills_budget, moved, self.threshold))
-        self.num_thresholds.add_(fills_budget)
+        follow_smallest_(
+            self.threshold,
+            self.num_thresholds,
+            z,
+            budget,
+            start_steps=self.cfg.threshold_start_steps,
+            beta=self.cfg.threshold_beta,
+        )
 
     def numbers(self) -> dict[str, float]:
         return {"threshold": float(self.threshold)} if self.has_threshold else {}
@@ -148,8 +144,7 @@ class BatchTopK(SparseCoder[BatchTopKConfig]):
         self.b_enc.mul_(factor)
         self.b_dec.mul_(factor)
         self.x_variance.mul_(factor**2)
-        if self.has_threshold:
-            self.threshold.mul_(factor)
+        scale_threshold_(self.threshold, factor)
 
     @torch.no_grad()
     def initialise_(self, sample: Tensor) -> None:

@@ -7,9 +7,10 @@
     x_hat = W_dec' z + b_dec
 
 Differs from the sources: W_enc starts as a copy of W_dec in both forms (Bricken et al. draw it
-independently), no latent is resampled, and ``l1`` may follow from a target for the number of
-latents on. ``l1`` is a coefficient at unit mean square norm of x, the error summed over d_in;
-where a source scales x to norm sqrt(d_in), its coefficient is l1 * sqrt(d_in).
+independently), resampling is a setting of the training, ``l1`` may follow from a target for the
+number of latents on, and there may be a term for dead latents (`_revive.py`). ``l1`` is a
+coefficient at unit mean square norm of x, the error summed over d_in; where a source scales x to
+norm sqrt(d_in), its coefficient is l1 * sqrt(d_in).
 """
 
 from typing import Literal
@@ -30,13 +31,14 @@ from sae_lib.saes._ops import (
     squared_error,
     unit_rows,
 )
-from sae_lib.saes.base import Activations, Latents, SaeConfig, SparseCoder, Step, Terms, register
+from sae_lib.saes._revive import Reviver, RevivingConfig
+from sae_lib.saes.base import Activations, Latents, SparseCoder, Step, Terms, register
 
 FREE_NORM = 0.1
 """Norm of decoder rows at the start where they are free; 0.05 to 1 works."""
 
 
-class StandardConfig(SaeConfig):
+class StandardConfig(RevivingConfig):
     """Description of a `Standard`."""
 
     papers = (
@@ -90,7 +92,14 @@ class StandardConfig(SaeConfig):
     @classmethod
     def examples(cls) -> "tuple[StandardConfig, ...]":
         plain = cls.example()
-        return plain, plain.but(form="norm_weighted"), plain.but(l1=None, target_l0=5)
+        weighted = plain.but(form="norm_weighted")
+        return (
+            plain,
+            weighted,
+            plain.but(l1=None, target_l0=5),
+            weighted.but(revive="ghost"),
+            plain.but(l1=None, target_l0=5, revive="aux_k", aux_k=4),
+        )
 
 
 @register(StandardConfig)
@@ -106,14 +115,18 @@ class Standard(SparseCoder[StandardConfig]):
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
         self.control = SparsityControl(cfg.l1, cfg.target_l0, cfg.l0_rate)
+        self.reviver = Reviver(cfg)
 
     @property
     def has_unit_rows(self) -> bool:
         return self.cfg.form == "unit_norm"
 
+    @property
+    def input_centre(self) -> Tensor | None:
+        return self.b_dec if self.has_unit_rows else None
+
     def encode(self, x: Activations) -> Latents:
-        centre = self.b_dec if self.has_unit_rows else None
-        return latents_of(x, self.W_enc, self.b_enc, centre)
+        return latents_of(x, self.W_enc, self.b_enc, self.input_centre)
 
     def decode(self, z: Latents) -> Activations:
         return z @ self.W_dec + self.b_dec
@@ -125,12 +138,13 @@ class Standard(SparseCoder[StandardConfig]):
         coefficient = (step.warmup * self.control.coefficient).clone()
         per_token = coefficient * (z @ weights)
         error = step.target - self.decode(z)
+        revived = self.reviver(error, step, self.W_enc, self.b_enc, self.input_centre, self.W_dec)
         return Terms(
             Code(z),
             error,
             squared_error(error),
-            {"l1": per_token.mean()},
-            {"l1": per_token},
+            {"l1": per_token.mean(), **revived.extra},
+            {"l1": per_token, **revived.per_token},
         )
 
     def numbers(self) -> dict[str, float]:
@@ -140,6 +154,13 @@ class Standard(SparseCoder[StandardConfig]):
     def scale_(self, factor: float) -> None:
         self.b_enc.mul_(factor)
         self.b_dec.mul_(factor)
+        self.reviver.scale_(factor)
+
+    @torch.no_grad()
+    def reset_latents_(self, rows: Tensor, directions: Tensor, encoder_norm: Tensor) -> None:
+        super().reset_latents_(rows, directions, encoder_norm)
+        if not self.has_unit_rows:
+            self.W_dec[rows] *= FREE_NORM  # as at the start
 
     @torch.no_grad()
     def fold_norms_(self) -> None:
@@ -155,6 +176,7 @@ class Standard(SparseCoder[StandardConfig]):
     def initialise_(self, sample: Tensor) -> None:
         if self.has_unit_rows:
             self.b_dec.copy_(geometric_median(sample))
+        self.reviver.initialise_(sample)
 
     @torch.no_grad()
     def before_update(self) -> None:

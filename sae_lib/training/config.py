@@ -18,6 +18,12 @@ LONG_RUN_STEPS = 50_000
 
 MAX_SHORT_RUN_FACTOR = 4.0
 
+RESAMPLE_EVERY_TOKENS = 25_000 * 8192
+"""25,000 steps of 8,192 tokens (Bricken et al. 2023)."""
+
+RESAMPLE_SAMPLE_TOKENS = 819_200
+"""Inputs among which new directions are chosen (Bricken et al. 2023)."""
+
 
 @runtime_checkable
 class HasWidth(Protocol):
@@ -25,6 +31,37 @@ class HasWidth(Protocol):
 
     @property
     def d_sae(self) -> int: ...
+
+
+class ResampleConfig(Config):
+    """Now and then, dead latents start anew from inputs that are reconstructed badly.
+
+    Defaults follow Bricken et al. 2023 (every 204.8 M tokens, four times, silent for the latter
+    half of that time, chosen from 819,200 inputs) where the run is long enough for them, and else
+    are shares of the run.
+    """
+
+    every_tokens: int | None = Field(default=None, gt=0)
+    """Tokens between two times; derived: an eighth of the run, at most 204.8 M."""
+
+    until_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the run after which no latent starts anew, so that the last ones can settle."""
+
+    silent_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of silence after which a latent starts anew; derived: half of every_tokens."""
+
+    sample_tokens: int | None = Field(default=None, gt=0)
+    """Inputs to choose from, in whole batches; derived: 1/64 of the run, at most 819,200."""
+
+    encoder_share: float = Field(default=0.2, gt=0)
+    """Norm of new encoder rows, in mean norms of those that are alive."""
+
+    rewarm_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises again each time, along half a cosine; 0 leaves it
+    alone (Rajamanoharan et al. 2024a: 1,000)."""
+
+    rewarm_from: float = Field(default=0.1, ge=0, le=1)
+    """Share of the learning rate at which it then begins."""
 
 
 class TrainConfig(Config):
@@ -46,7 +83,10 @@ class TrainConfig(Config):
     """Adam's floor; small, so that latents that rarely fire still learn (Gao et al., A.1)."""
 
     warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps over which the learning rate rises from 0; derived: 5 % of the run, at most 1,000."""
+    """Steps over which the learning rate rises; derived: 5 % of the run, at most 1,000."""
+
+    warmup_start: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak learning rate from which it rises."""
 
     decay_share: float = Field(default=0.2, ge=0, le=1)
     """Share of the run, at its end, over which the learning rate falls to 0."""
@@ -54,11 +94,17 @@ class TrainConfig(Config):
     sparsity_warmup_share: float = Field(default=0.05, ge=0, le=1)
     """Share of the run, at its start, over which sparsity penalties rise from 0."""
 
+    sparsity_warmup_steps: int | None = Field(default=None, ge=0)
+    """The same in steps; where it is given, the share says nothing."""
+
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient over all parameters."""
 
     dead_after_tokens: int | None = Field(default=None, gt=0)
     """Tokens of silence after which a latent is dead; derived: a tenth of the run, at most 10 M."""
+
+    resample: ResampleConfig | None = None
+    """How dead latents start anew; null: they do not."""
 
     normalise: Literal["unit_mean_square", "none"] = "unit_mean_square"
     """Scale of activations in training; it is folded into the weights at the end."""
@@ -91,9 +137,36 @@ class TrainConfig(Config):
                 f"batch_tokens={self.batch_tokens} do not split evenly among "
                 f"{self.devices.count} devices; make batch_tokens a multiple of their number"
             )
+        steps, rising_for = self.tokens // self.batch_tokens, self.sparsity_warmup_steps
+        if rising_for is not None and rising_for >= steps:
+            raise ValueError(
+                f"sparsity_warmup_steps={rising_for} would not end within a run of {steps} steps "
+                f"(tokens={self.tokens}, batch_tokens={self.batch_tokens}); give more tokens, or "
+                "sparsity_warmup_steps below that"
+            )
+        if self.resample is not None and (self.resample.every_tokens or self.tokens) < (
+            self.batch_tokens
+        ):
+            raise ValueError(
+                f"resample.every_tokens must be at least batch_tokens={self.batch_tokens}, one "
+                f"step; got every_tokens={self.resample.every_tokens}"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1); got betas={self.betas}")
         return self
+
+
+class ResolvedResample(ResampleConfig):
+    """A `ResampleConfig` with nothing left open."""
+
+    every_tokens: int = Field(gt=0)  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    """Tokens between two times."""
+
+    silent_tokens: int = Field(gt=0)  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    """Tokens of silence after which a latent starts anew."""
+
+    sample_tokens: int = Field(gt=0)  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    """Inputs to choose from, in whole batches."""
 
 
 class ResolvedTrain(TrainConfig):
@@ -103,10 +176,13 @@ class ResolvedTrain(TrainConfig):
     """Peak learning rate of Adam."""
 
     warmup_steps: int = Field(ge=0)  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
-    """Steps over which the learning rate rises from 0."""
+    """Steps over which the learning rate rises."""
 
     dead_after_tokens: int = Field(gt=0)  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     """Tokens of silence after which a latent is dead."""
+
+    resample: ResolvedResample | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """How dead latents start anew; null: they do not."""
 
     steps: int = Field(gt=0)
     """Whole batches that ``tokens`` hold."""
@@ -126,7 +202,23 @@ def resolve(cfg: TrainConfig, sae_cfg: HasWidth) -> ResolvedTrain:
         "dead_after_tokens": max(cfg.batch_tokens, min(10_000_000, cfg.tokens // 10)),
     }
     filled = {key: value for key, value in derived.items() if given[key] is None}
+    if cfg.resample is not None:
+        filled["resample"] = resolve_resample(cfg.resample, cfg.tokens, cfg.batch_tokens)
     return ResolvedTrain.model_validate({**given, **filled, "steps": steps})
+
+
+def resolve_resample(
+    cfg: ResampleConfig, tokens: int, batch_tokens: int
+) -> dict[str, float | int | None]:
+    """The fields of ``cfg`` with what was left open derived for a run of ``tokens``."""
+    every = cfg.every_tokens or max(batch_tokens, min(RESAMPLE_EVERY_TOKENS, tokens // 8))
+    derived = {
+        "every_tokens": every,
+        "silent_tokens": max(1, every // 2),
+        "sample_tokens": max(batch_tokens, min(RESAMPLE_SAMPLE_TOKENS, tokens // 64)),
+    }
+    given = cfg.model_dump()
+    return {**given, **{key: value for key, value in derived.items() if given[key] is None}}
 
 
 def derived_lr(d_sae: int, steps: int) -> float:

@@ -19,6 +19,7 @@ from sae_lib.models.places import Place
 from sae_lib.training.objectives.base import Batch, SharedBatch
 from sae_lib.training.prefetch import BatchSource, prefetched
 from sae_lib.training.ranks import ALONE
+from sae_lib.training.resample import check_can_resample
 from sae_lib.training.trainee import Fitted, Progress, Trainee
 
 INITIAL_ROWS = 32_768
@@ -71,10 +72,11 @@ def fit(
     if len(set(names)) != len(names):
         raise BadInput("every trainee needs a name of its own.", value=names)
     all_progress = [Progress(trainee) for trainee in trainees]
-    fresh = [progress for progress in all_progress if not progress.restore()]
-    initialise(fresh, batches)
+    unstarted = [progress for progress in all_progress if not progress.restore()]
+    initialise([progress for progress in unstarted if progress.trainee.is_fresh], batches)
     running = [progress for progress in all_progress if progress.is_running]
     check_devices(running)
+    check_resampling(running)
     started = clock()
     for progress in running:
         progress.saved_at = started
@@ -87,6 +89,7 @@ def fit(
             for i, batch in stream:
                 due = [one for one in running if one.is_running and one.step == i]
                 problems = take_step(due, batch, i)
+                resample(due, stream.look)
                 now = clock()
                 for progress in due:
                     progress.seconds += now - previous
@@ -110,6 +113,14 @@ def check_devices(running: Sequence[Progress]) -> None:
             )
 
 
+def check_resampling(running: Sequence[Progress]) -> None:
+    """Refuse to resample coders of which nobody has said how."""
+    for progress in running:
+        if progress.train.resample is not None:
+            for coder in progress.coders.values():
+                check_can_resample(coder, progress.trainee.name)
+
+
 def initialise(fresh: Sequence[Progress], batches: BatchSource) -> None:
     """Give coders that start from nothing their data-dependent first values."""
     if not fresh:
@@ -120,10 +131,13 @@ def initialise(fresh: Sequence[Progress], batches: BatchSource) -> None:
         check_finite(batch, fresh, i)
     for progress in fresh:
         info, objective = progress.info(), progress.trainee.objective
-        pieces = [objective.step(on_device(batch, progress.device), info).x for batch in drawn]
-        sample = torch.cat(pieces)[:INITIAL_ROWS]
+        steps = [objective.step(on_device(batch, progress.device), info) for batch in drawn]
+        sample = torch.cat([step.x for step in steps])[:INITIAL_ROWS]
+        is_map = any(step.target is not step.x for step in steps)
+        target = torch.cat([step.target for step in steps])[:INITIAL_ROWS] if is_map else sample
         for coder in progress.coders.values():
             coder.initialise_(sample)
+            coder.initialise_target_(target)
 
 
 def take_step(due: Sequence[Progress], batch: Batch, i: int) -> dict[str, str]:
@@ -146,6 +160,24 @@ def take_step(due: Sequence[Progress], batch: Batch, i: int) -> dict[str, str]:
             problems[progress.trainee.name] = what_failed(progress)
             progress.give_up()
     return problems
+
+
+def resample(due: Sequence[Progress], look: Callable[[int], Batch]) -> None:
+    """Let dead latents start anew where that is due; ``look`` fetches any batch.
+
+    What is looked at and drawn follows from seeds and the step alone, so a training that is taken
+    up again draws the same. A batch is fetched once for all.
+    """
+    waiting = [one for one in due if one.is_running and one.begin_resampling()]
+    for i in sorted({i for progress in waiting for i in progress.sample_steps}):
+        batch = look(i)
+        for progress in waiting:
+            if i in progress.sample_steps:
+                check(batch, [progress], i)
+                with counted_cpu(progress):
+                    progress.offer(on_device(batch, progress.device))
+    for progress in waiting:
+        progress.end_resampling()
 
 
 @contextmanager
@@ -211,6 +243,15 @@ def check(batch: Batch, due: Sequence[Progress], i: int) -> Batch:
                 f"{progress.trainee.name} expects {(rows, progress.coder.d_in)}, "
                 "batch_tokens by d_in."
             )
+        if place.is_map:
+            written = sum(batch.x[site].shape[1] for site in place.writes)
+            if written != progress.coder.d_out:
+                raise BadInput(
+                    f"{progress.trainee.name} reconstructs {progress.coder.d_out} numbers; "
+                    f"{'+'.join(place.writes)} has {written}.",
+                    key="d_out",
+                    value=progress.coder.d_out,
+                )
     return batch
 
 

@@ -38,10 +38,45 @@ class ReadsAhead(Protocol):
         ...
 
 
+class Stream(Iterator[tuple[int, Batch]]):
+    """Batches one after the other, each fetched while the one before is used.
+
+    Without a ``pool``, a thread of its own, they are fetched by the caller when they are asked for.
+    """
+
+    def __init__(
+        self, batches: BatchSource, first: int, last: int, pool: ThreadPoolExecutor | None
+    ) -> None:
+        self._batches, self._pool = batches, pool
+        self._steps = self._ahead(first, last) if pool is not None else self._in_turn(first, last)
+
+    def __next__(self) -> tuple[int, Batch]:
+        return next(self._steps)
+
+    def look(self, i: int) -> Batch:
+        """Any batch, beside those that come in turn: a source is asked by one thread only."""
+        if self._pool is None:
+            return self._batches.batch(i)
+        return self._pool.submit(self._batches.batch, i).result()
+
+    def _in_turn(self, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+        return ((i, self._batches.batch(i)) for i in range(first, last))
+
+    def _ahead(self, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+        assert self._pool is not None
+        following: Future[Batch] | None = self._pool.submit(self._batches.batch, first)
+        for i in range(first, last):
+            assert following is not None
+            batch = following.result()
+            following = self._pool.submit(self._batches.batch, i + 1) if i + 1 < last else None
+            yield i, batch
+            del batch
+
+
 @contextmanager
 def prefetched(
     batches: BatchSource, first: int, last: int, *, is_model_in_use: bool = False
-) -> Iterator[Iterator[tuple[int, Batch]]]:
+) -> Iterator[Stream]:
     """Batches ``first`` to ``last``, each fetched in a thread while the one before is used.
 
     At most one batch waits, beside the one in use and what the source holds. A source that reads
@@ -54,7 +89,7 @@ def prefetched(
     joins the threads.
     """
     if is_model_in_use and getattr(batches, "runs_model", False):
-        yield ((i, batches.batch(i)) for i in range(first, last))
+        yield Stream(batches, first, last, None)
         return
     with ExitStack() as stack:
         # left in the reverse order: say stop, wait for the fetch, wait for the reading
@@ -71,14 +106,4 @@ def prefetched(
         )
         if ahead is not None:
             stack.callback(ahead.stop)
-
-        def stream() -> Iterator[tuple[int, Batch]]:
-            following: Future[Batch] | None = pool.submit(batches.batch, first)
-            for i in range(first, last):
-                assert following is not None
-                batch = following.result()
-                following = pool.submit(batches.batch, i + 1) if i + 1 < last else None
-                yield i, batch
-                del batch
-
-        yield stream()
+        yield Stream(batches, first, last, pool)

@@ -18,7 +18,15 @@ from sae_lib.training.dead import advance_
 from sae_lib.training.objectives.base import Batch, Objective, StepInfo
 from sae_lib.training.objectives.plain import PlainConfig
 from sae_lib.training.ranks import ALONE, Ranks
-from sae_lib.training.schedules import lr_factor, sparsity_factor
+from sae_lib.training.resample import (
+    Race,
+    is_due,
+    offer_errors,
+    sample_steps,
+    start_anew_,
+    steps_since,
+)
+from sae_lib.training.schedules import lr_factor, rewarm_factor, sparsity_factor
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 """What the optimiser remembers of a parameter."""
@@ -71,6 +79,9 @@ class Trainee:
 
     ranks: Ranks = ALONE
     """Those who train it together."""
+
+    is_fresh: bool = True
+    """Whether the data give the coder its first values; False for one that has learnt before."""
 
 
 class Fitted(NamedTuple):
@@ -126,6 +137,7 @@ class Progress:
 
     def __init__(self, trainee: Trainee) -> None:
         self.trainee, self.coder, self.train = trainee, trainee.coder, trainee.train
+        trainee.objective.site, trainee.objective.scales = trainee.site, trainee.scales
         trainee.objective.join(self.coder)
         self.coders = {"coder": self.coder}
         self.coders |= {f"company{i}": one for i, one in enumerate(trainee.objective.company)}
@@ -157,6 +169,8 @@ class Progress:
         self.saved_at = -math.inf
         self._buffers: dict[str, dict[str, Tensor]] = {}
         self._latest: tuple[Step, Terms, Tensor] | None = None
+        self._dead: dict[str, Tensor] = {}
+        self._races: dict[str, Race] = {}
         self._curve_clock: tuple[int, float] | None = None
 
     @property
@@ -177,7 +191,10 @@ class Progress:
             dead=dead[0],
             progress=self.step / train.steps,
             warmup=sparsity_factor(
-                self.step, steps=train.steps, warmup_share=train.sparsity_warmup_share
+                self.step,
+                steps=train.steps,
+                warmup_share=train.sparsity_warmup_share,
+                warmup_steps=train.sparsity_warmup_steps,
             ),
             number=self.step,
             dead_in_company=tuple(dead[1:]),
@@ -235,6 +252,54 @@ class Progress:
             for value in self.optimizer.state.get(parameter, {}).values():
                 value.zero_()
 
+    # --- dead latents that start anew ---
+
+    @property
+    def sample_steps(self) -> range:
+        """Batches that new directions come from, if they were drawn now."""
+        train = self.train
+        assert train.resample is not None
+        return sample_steps(
+            train.resample, self.step, steps=train.steps, batch_tokens=train.batch_tokens
+        )
+
+    def begin_resampling(self) -> bool:
+        """Find the latents that are to start anew after this step; says whether there are any."""
+        train, cfg = self.train, self.train.resample
+        self._dead, self._races = {}, {}
+        if cfg is None or not is_due(
+            cfg, self.step, steps=train.steps, batch_tokens=train.batch_tokens
+        ):
+            return False
+        for owner, silent in self.silences.items():
+            dead = (silent >= cfg.silent_tokens).nonzero().squeeze(1)
+            if len(dead):
+                seeds = train.seed, self.coders[owner].cfg.seed, owner, self.step
+                self._dead[owner], self._races[owner] = dead, Race(len(dead), *seeds)
+        return bool(self._dead)
+
+    @torch.no_grad()
+    def offer(self, batch: Batch) -> None:
+        """Let the inputs of ``batch`` take part in the draw of new directions."""
+        step = self.trainee.objective.step(batch, self.info())
+        for owner, race in self._races.items():
+            offer_errors(race, self.coders[owner], step.x, step.target)
+
+    def end_resampling(self) -> None:
+        """Let the latents start anew, and note in the curves how many."""
+        assert self.train.resample is not None
+        share, states = self.train.resample.encoder_share, self.optimizer.state
+        for owner, race in self._races.items():
+            directions = race.directions()
+            rows = start_anew_(self.coders[owner], self._dead[owner], directions, share, states)
+            self.silences[owner][rows] = 0
+            name = "resampled" if owner == "coder" else f"resampled.{owner}"
+            tokens = self.step * self.train.batch_tokens
+            self.curves.append(
+                CurvePoint(step=self.step, tokens=tokens, name=name, value=float(len(rows)))
+            )
+        self._dead, self._races = {}, {}
+
     def give_up(self) -> None:
         """Keep the coder as it was before the step whose loss was not finite."""
         with torch.no_grad():
@@ -246,12 +311,21 @@ class Progress:
         self.status = "diverged"
 
     def lr_at(self, step: int) -> float:
-        train = self.train
-        return train.lr * lr_factor(
-            step,
-            steps=train.steps,
-            warmup_steps=train.warmup_steps,
-            decay_share=train.decay_share,
+        train, cfg, rewarming = self.train, self.train.resample, 1.0
+        if cfg is not None:
+            since = steps_since(cfg, step, steps=train.steps, batch_tokens=train.batch_tokens)
+            if since is not None:
+                rewarming = rewarm_factor(since, steps=cfg.rewarm_steps, start=cfg.rewarm_from)
+        return (
+            train.lr
+            * rewarming
+            * lr_factor(
+                step,
+                steps=train.steps,
+                warmup_steps=train.warmup_steps,
+                decay_share=train.decay_share,
+                warmup_start=train.warmup_start,
+            )
         )
 
     # --- curves ---
@@ -327,6 +401,8 @@ class Progress:
                 tensors[f"adam.{key}.{name}"] = value
         for owner, silent in self.silences.items():
             tensors["silent_for" if owner == "coder" else f"silent_for.{owner}"] = silent
+        for name, value in self.trainee.objective.memory.items():
+            tensors[f"objective.{name}"] = value
         state = {
             "identity": self.identity(),
             "step": self.step,
@@ -380,6 +456,8 @@ class Progress:
         for owner, silent in self.silences.items():
             name = "silent_for" if owner == "coder" else f"silent_for.{owner}"
             silent.copy_(tensors[name])
+        for name, value in self.trainee.objective.memory.items():
+            value.copy_(tensors[f"objective.{name}"])
         self.step, self.status = found.state["step"], found.state["status"]
         self.seconds, self.curves = found.state["seconds"], found.state["curves"]
         self.cpu_seconds = found.state["cpu_seconds"]
@@ -402,7 +480,9 @@ class Progress:
             steps=self.step,
             seconds=self.seconds,
             cpu_seconds=self.cpu_seconds,
-            flops=self.step * self.train.batch_tokens * coder.flops_per_token(),
+            flops=self.step
+            * self.train.batch_tokens
+            * sum(one.flops_per_token() for one in self.coders.values()),
             company=tuple(company),
             numbers={point["name"]: point["value"] for point in self.curves},
             train=self.train,

@@ -73,6 +73,7 @@ def seasoned() -> Callable[[SaeConfig], SparseCoder[Any]]:
         x, _ = mixtures(512, cfg.d_in)
         coder = cfg.build()
         coder.initialise_(x)
+        coder.initialise_target_(x)
         optimizer = torch.optim.Adam(coder.parameters(), lr=3e-3)
         for number in range(8):
             optimizer.zero_grad()

@@ -19,10 +19,18 @@ EXAMPLES = {
 }
 every_example = pytest.mark.parametrize("cfg", EXAMPLES.values(), ids=EXAMPLES)
 
-NO_GRADIENT_CHECK: dict[str, str] = {}
+NO_GRADIENT_CHECK: dict[str, str] = {
+    "transcoder": "its jumprelu form learns thresholds by an estimate; see test_transcoder.py",
+    "prolu": "the bias has a made-up gradient; test_prolu.py checks it and the others",
+    "p_annealed": "the gated base has a frozen decoder; test_p_annealed.py checks the ReLU one",
+    "gated": "its auxiliary term takes the decoder for a constant; test_gated.py holds it still",
+    "jumprelu": "thresholds learn by an estimate; test_jumprelu.py checks the others",
+}
 """Variants whose gradients are not those of their loss on purpose, and why."""
 
-ORDER_MATTERS: dict[str, str] = {}
+ORDER_MATTERS: dict[str, str] = {
+    "switch": "latents belong to experts by their place; test_switch.py permutes within experts",
+}
 """Variants in which the order of latents means something, and what."""
 
 
@@ -61,19 +69,22 @@ def test_a_finished_coder_is_not_subclassed(variant: type[SaeConfig]):
 
 @every_example
 def test_the_seed_alone_decides_the_first_weights(cfg: SaeConfig):
+    # not asked of W_dec: a decoder may start at zero
     before = torch.get_rng_state()
     first, again, other = cfg.build(), cfg.build(), cfg.but(seed=cfg.seed + 1).build()
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first.W_dec, again.W_dec)
-    assert not torch.equal(first.W_dec, other.W_dec)
+    assert torch.equal(first.W_enc, again.W_enc)
+    assert not torch.equal(first.W_enc, other.W_enc)
 
 
 @every_example
 def test_both_matrices_have_a_row_per_latent(cfg: SaeConfig):
     coder = cfg.build()
-    assert coder.W_enc.shape == coder.W_dec.shape == (cfg.d_sae, cfg.d_in)
+    assert coder.W_enc.shape == (cfg.d_sae, cfg.d_in)
+    assert coder.W_dec.shape == (cfg.d_sae, coder.d_out)
     assert coder.b_enc.shape == (cfg.d_sae,)
-    assert coder.b_dec.shape == (cfg.d_in,)
+    assert coder.b_dec.shape == (coder.d_out,)
 
 
 # --- encoding and decoding ---
@@ -85,7 +96,7 @@ def test_any_leading_axes_will_do(cfg: SaeConfig, seasoned: Any, mixtures: Any):
     z, flat = coder.encode(x.view(3, 5, -1)), coder.encode(x)
     assert z.shape == (3, 5, cfg.d_sae)
     torch.testing.assert_close(z.view(15, -1), flat)
-    assert coder.decode(z).shape == (3, 5, cfg.d_in)
+    assert coder.decode(z).shape == (3, 5, coder.d_out)
 
 
 @every_example
@@ -97,7 +108,7 @@ def test_an_activation_of_another_width_is_refused(cfg: SaeConfig):
 @every_example
 def test_forward_is_encode_then_decode(cfg: SaeConfig, seasoned: Any, mixtures: Any):
     coder, x = seasoned(cfg), mixtures(32, cfg.d_in)[0]
-    assert torch.equal(coder(x), coder.decode(coder.encode(x)))
+    assert torch.equal(coder(x), coder.reconstruct(x, coder.encode(x)))
 
 
 @every_example
@@ -164,9 +175,10 @@ def test_the_loss_is_the_sum_of_its_terms(
 ):
     coder, x = seasoned(cfg), mixtures(64, cfg.d_in)[0]
     terms = coder.terms(step_of(x, cfg.d_sae))
-    torch.testing.assert_close(terms.loss, terms.reconstruction + sum(terms.extra.values()))
+    reconstruction = terms.reconstruction_weight * terms.reconstruction
+    torch.testing.assert_close(terms.loss, reconstruction + sum(terms.extra.values()))
     assert terms.z.shape == (64, cfg.d_sae)
-    by_hand = (x - coder.decode(terms.z)).square().sum(-1).mean()
+    by_hand = (x - coder.reconstruct(x, terms.z)).square().sum(-1).mean()
     torch.testing.assert_close(terms.reconstruction, by_hand)
 
 
@@ -215,6 +227,8 @@ def test_a_few_tokens_are_learnt_by_heart(cfg: SaeConfig, fitted: Any, mixtures:
 
 @every_example
 def test_learns_a_known_dictionary(cfg: SaeConfig, fitted: Any, mixtures: Any):
+    if getattr(cfg, "skip", False):
+        pytest.skip("the linear way past the latents explains x all alone; see test_transcoder.py")
     # as many directions on at a time as the examples' k: with fewer, other dictionaries do as well
     cfg = cfg.but(d_in=24, d_sae=48)
     x, directions = mixtures(8192, cfg.d_in, num_true=24, on=4.0)
@@ -257,6 +271,7 @@ def test_degenerate_first_samples_leave_a_usable_coder(cfg: SaeConfig):
     for sample in (torch.zeros(32, cfg.d_in), torch.ones(32, cfg.d_in)):
         coder = cfg.build()
         coder.initialise_(sample)
+        coder.initialise_target_(sample)
         assert bool(torch.isfinite(coder(sample)).all())
 
 
@@ -283,9 +298,8 @@ def test_folding_norms_changes_no_reconstruction(cfg: SaeConfig, seasoned: Any, 
     x = mixtures(64, cfg.d_in)[0].double()
     torch.testing.assert_close(folded(x), coder(x), rtol=1e-10, atol=1e-10)
     assert torch.equal(folded.encode(x) > 0, coder.encode(x) > 0)
-    torch.testing.assert_close(
-        folded.W_dec.norm(dim=-1), torch.ones(cfg.d_sae, dtype=torch.float64), rtol=0, atol=1e-6
-    )
+    has_row = (coder.W_dec.norm(dim=-1) > 0).double()  # rows that start at 0 may still be there
+    torch.testing.assert_close(folded.W_dec.norm(dim=-1), has_row, rtol=0, atol=1e-6)
     contributions = coder.encode(x) * coder.W_dec.norm(dim=-1)
     torch.testing.assert_close(folded.encode(x), contributions, rtol=1e-6, atol=1e-8)
 

@@ -72,6 +72,12 @@ def test_an_impossible_memory_of_adam_is_refused():
         TrainConfig(tokens=10_000, betas=(0.9, 1.0))
 
 
+def test_a_sparsity_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match=r"sparsity_warmup_steps=4 would not end .* 4 steps"):
+        TrainConfig(tokens=4000, batch_tokens=1000, sparsity_warmup_steps=4)
+    assert TrainConfig(tokens=4000, batch_tokens=1000, sparsity_warmup_steps=3)
+
+
 def test_normalising_brings_the_mean_square_norm_to_one():
     assert normalisation_scale("unit_mean_square", 16.0) == 0.25
     assert normalisation_scale("none", 16.0) == 1

@@ -36,6 +36,20 @@ def test_sparsity_penalties_rise_from_nothing_to_their_full_size():
     assert sparsity_factor(0, steps=100, warmup_share=0.0) == 1
 
 
+def test_the_learning_rate_may_rise_from_a_share_of_its_peak():
+    found = [
+        lr_factor(step, steps=100, warmup_steps=4, decay_share=0.0, warmup_start=0.2)
+        for step in range(6)
+    ]
+    assert found == pytest.approx([0.4, 0.6, 0.8, 1, 1, 1])
+
+
+def test_sparsity_penalties_may_rise_for_a_number_of_steps():
+    found = [sparsity_factor(i, steps=100, warmup_share=0.5, warmup_steps=2) for i in range(4)]
+    assert found == pytest.approx([0, 0.5, 1, 1])
+    assert sparsity_factor(0, steps=100, warmup_share=0.5, warmup_steps=0) == 1
+
+
 def test_silence_is_counted_in_tokens_and_ends_with_one_firing():
     silent_for = torch.zeros(3, dtype=torch.int64)
     z = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])

@@ -76,8 +76,8 @@ class Objective:
     """Reconstruction of what the coder reads; the others override what they change.
 
     One is built for each trainee. ``step`` decides which data a step sees; ``terms`` may add to
-    the coder's own loss. Objectives keep no state between steps, so a checkpoint has nothing of
-    theirs but the coders that are trained along.
+    the coder's own loss. What an objective has to know in a later step is in ``memory``; nothing
+    else of it changes, so a checkpoint needs that and the coders that are trained along.
     """
 
     def __init__(self, cfg: "ObjectiveConfig") -> None:
@@ -87,6 +87,15 @@ class Objective:
 
         self.company_terms: Sequence[Terms] = ()
         """What the latest step came to for each of them; `terms` sets it."""
+
+        self.memory: dict[str, Tensor] = {}
+        """Tensors that outlive a step, changed in place; `join` makes them."""
+
+        self.scales: Mapping[str, float] = MappingProxyType({})
+        """Of a place of several sites the factor of each; set before `join`."""
+
+        self.site = ""
+        """The place of the trainee; set before `join`."""
 
     def join(self, coder: SparseCoder[Any]) -> None:
         """Called once, before training, with the fresh coder; may fill ``company``."""
@@ -130,6 +139,9 @@ class ObjectiveConfig(Config):
     needs_model: ClassVar[bool] = False
     """Whether a step runs the language model, so that ``build`` must be given it."""
 
+    takes: ClassVar[Literal["site", "several", "map"]] = "site"
+    """What it is trained at: one site, several side by side, or from one to another."""
+
     reads: ClassVar[Literal["rows", "contexts"]] = "rows"
     """Tokens from everywhere, or whole contexts with their tokens (`ContextBatch`)."""
 
@@ -146,6 +158,13 @@ class ObjectiveConfig(Config):
                 key="objective",
                 value=self.kind,
             )
+
+    def check_places(self, places: Sequence[str], d_model: int) -> None:
+        """Refuse places it cannot be trained at together, by raising `BadInput`."""
+
+    def files(self) -> list[str]:
+        """Files that decide what is learnt, relative to the experiment file; default none."""
+        return []
 
     def also_reads(self, site: str, sites: Sequence[str]) -> list[str]:
         """Sites of the model's ``sites`` that a step at ``site`` looks at besides; default none."""

@@ -47,6 +47,14 @@ def check_split(train: TrainConfig, sae: SaeConfig, objective: ObjectiveConfig) 
             key="devices",
             value=devices.count,
         )
+    if train.resample is not None or getattr(sae, "revive", "none") != "none":
+        what = "resample" if train.resample is not None else "revive"
+        raise BadInput(
+            f"{what}: nobody has said how dead latents are revived by several devices together. "
+            "Train on one, or leave it out.",
+            key="devices",
+            value=devices.count,
+        )
     adds = objective.needs_model or type(objective.build()).terms is not Objective.terms
     if adds:
         raise BadInput(
