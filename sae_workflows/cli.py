@@ -49,6 +49,7 @@ class Listed(StrEnum):
     """What `sae list` can list."""
 
     variants = "variants"
+    presets = "presets"
     objectives = "objectives"
     metrics = "metrics"
     explainers = "explainers"

@@ -310,7 +310,7 @@ def _grid(
     index: int,
 ) -> Iterator[Variant]:
     path: Path_ = ("saes", index)
-    entry = _expanded(reader, entry, path)
+    written, entry = entry, _expanded(reader, entry, path)
     kind = entry.get("kind")
     if kind not in VARIANTS:
         known = f"Known: {', '.join(VARIANTS)}."
@@ -325,8 +325,9 @@ def _grid(
         raise reader.fault("give a mapping of training settings.", (*path, "train"), own)
     train = reader.parse(TrainConfig, {**shared.model_dump(), **own}, (*path, "train"))
     places = _places(reader, said, entry, objective, info, path)
-    # devices are no part of what an SAE is
-    distinct = {key: value for key, value in own.items() if key != "devices"}
+    # what a preset says is in its name, and devices are no part of what an SAE is
+    said_of_training = written.get("train", {}) if "preset" in written else own
+    distinct = {key: value for key, value in said_of_training.items() if key != "devices"}
     fields = {key: value for key, value in entry.items() if key not in OF_AN_ENTRY}
     if "d_in" in fields:
         problem = "the width of the activations follows from the site; leave d_in out."
@@ -341,7 +342,13 @@ def _grid(
             problem = error.problem if isinstance(error, BadInput) else str(error)
             raise reader.fault(problem, (*path, "objective")) from error
         yield Variant(
-            id=_variant_id(sae, fields.keys(), objective, distinct),
+            id=_variant_id(
+                written.get("preset", sae.kind),
+                sae,
+                fields.keys() & written.keys(),
+                objective,
+                distinct,
+            ),
             # what follows from the width of a site is left open here
             sae={key: sae.model_dump()[key] for key in sorted({"kind", "d_sae", "seed", *fields})},
             objective=objective.model_dump(),
@@ -465,11 +472,15 @@ def _objective(
 
 
 def _variant_id(
-    sae: SaeConfig, given: Collection[str], objective: ObjectiveConfig, train: Mapping[str, Any]
+    name: str,
+    sae: SaeConfig,
+    given: Collection[str],
+    objective: ObjectiveConfig,
+    train: Mapping[str, Any],
 ) -> str:
     """Readable and unique: kind, width, dials, whatever differs from the defaults, seed."""
     values = sae.model_dump()
-    parts = [sae.kind, f"w{sae.d_sae}"]
+    parts = [name, f"w{sae.d_sae}"]
     parts += [
         f"{_short(dial)}{_text(values[dial])}" for dial in sae.dials if values[dial] is not None
     ]

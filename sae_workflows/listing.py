@@ -15,7 +15,8 @@ Row = dict[str, Any]
 def rows(what: str, home: Path) -> list[Row]:
     """Rows of one list, each with the same columns."""
     listers: dict[str, Callable[[Path], list[Row]]] = {
-        "variants": lambda _: _members("variants"),
+        "variants": lambda _: _variants(),
+        "presets": lambda _: _presets(),
         "objectives": lambda _: _members("objectives"),
         "metrics": lambda _: _metrics(),
         "explainers": lambda _: _members("explainers"),
@@ -54,6 +55,41 @@ def _members(what: str) -> list[Row]:
             "papers": [paper.cite for paper in member.papers],
         }
         for name, member in registries()[what].items()
+    ]
+
+
+def _variants() -> list[Row]:
+    from sae_lib.saes import VARIANTS
+    from sae_lib.training.survey import ROWS
+
+    return [
+        {
+            "name": row.name,
+            "kind": row.kind,
+            "objective": row.objective,
+            "in_survey_table": row.in_table,
+            "summary": row.summary,
+            "dials": list(VARIANTS[row.kind].dials),
+            "entry": dict(row.entry),
+            "papers": [paper.cite for paper in row.papers],
+        }
+        for row in ROWS
+    ]
+
+
+def _presets() -> list[Row]:
+    from sae_lib.saes.presets import PRESETS
+
+    return [
+        {
+            "name": name,
+            "kind": preset.sae["kind"],
+            "summary": preset.summary,
+            "sae": dict(preset.sae),
+            "train": dict(preset.train),
+            "papers": [paper.cite for paper in preset.papers],
+        }
+        for name, preset in PRESETS.items()
     ]
 
 

@@ -1,6 +1,6 @@
 """Crosscoder: one set of latents for the activations of several layers or models at a token.
 
-    z     = act(sum_l W_enc^l a^l + b_enc)            which is W_enc x + b_enc of x = [a^1; a^2; ...]
+    z     = act(sum_l W_enc^l a^l + b_enc)           which is W_enc x + b_enc of x = [a^1; a^2; ...]
     x_hat = W_dec' z + b_dec,   rows of W_dec free    a_hat^l = W_dec^l' z + b_dec^l
     w_i   = sum_l |W_dec_i^l|                         l1_of_norms
     w_i   = sqrt(sum_l |W_dec_i^l|^2) = |W_dec_i|     l2_of_norms

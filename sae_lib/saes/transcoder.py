@@ -15,8 +15,9 @@ without a norm has no direction to keep. The choice is by z as trained, before a
 
 Differs from the sources: b_in starts at the geometric median of x (sparsify and Gemma Scope have
 none); W_enc and W_dec start with the same directions where their widths allow it (Gemma Scope
-draws them apart); the auxiliary term is AuxK instead of ghost gradients; errors are not divided by the norm of y, which is at unit mean
-square norm. What goes through W_skip is not in the latents: compare ``decode`` with `reconstruct`.
+draws them apart); the auxiliary term is AuxK instead of ghost gradients; errors are not divided by
+the norm of y, which is at unit mean square norm. What goes through W_skip is not in the latents:
+compare ``decode`` with `reconstruct`.
 """
 
 import math

@@ -26,6 +26,8 @@ from sae_lib.training.objectives.base import (
 class CrosscodeConfig(ObjectiveConfig):
     """Description of the objective of crosscoders."""
 
+    takes = "several"
+
     papers = (
         Paper(
             "Lindsey et al. 2024",

@@ -26,6 +26,8 @@ from sae_lib.training.objectives.base import (
 class TranscodeConfig(ObjectiveConfig):
     """Description of the objective of transcoders."""
 
+    takes = "map"
+
     papers = (Paper("Dunefsky et al. 2024", "https://arxiv.org/abs/2406.11944", "3"),)
     summary = "Reconstruct the activations of another place than is read."
 
