@@ -70,6 +70,8 @@ def compute_applications(
     study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
 ) -> int:
     from sae_lib.apply import Bench, apply_site
+    from sae_lib.models.placed import PlacedModel
+    from sae_lib.models.places import Place
     from sae_lib.saes.files import load_sae
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
@@ -77,8 +79,9 @@ def compute_applications(
             variant.id: load_sae(store.artifacts.path(study.sae(site, variant))).to(store.device)
             for variant in variants
         }
+        model = language_model(study, store)
         bench = Bench(
-            model=language_model(study, store),
+            model=model if Place.parse(site).is_single else PlacedModel(model),
             site=site,
             coders=coders,
             split=token_split(study, store, log, "eval"),

@@ -73,6 +73,7 @@ class Store(dg.ConfigurableResource):
     ) -> None:
         """Put the rows of an artefact into the warehouse under this experiment's partition."""
         from sae_lib.warehouse.landing import land_table
+        from sae_lib.warehouse.tables import table as spec_of
         from sae_lib.warehouse.write import Provenance
 
         variant_id = variant.id if variant else EVERYTHING
@@ -88,7 +89,8 @@ class Store(dg.ConfigurableResource):
         partition = {"experiment": study.name, "site": site, "variant": variant_id}
         for table in tables:
             file = self.artifacts.path(identity) / f"{table}.parquet"
-            land_table(self.warehouse, table, partition, file, provenance)
+            keys = {key: partition[key] for key in spec_of(table).partition}
+            land_table(self.warehouse, table, keys, file, provenance)
         write_atomically(
             self.ledger(study.name, site, variant_id, stage),
             json.dumps({"artifact": identity.hash, "created_at": manifest["created_at"]}) + "\n",

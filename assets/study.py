@@ -30,6 +30,7 @@ CODE_VERSIONS = {
     "explanations": 1,
     "applications": 3,
     "frontier": 1,
+    "claims": 1,
     "layer_groups": 1,
     "selections": 1,
 }

@@ -1,4 +1,4 @@
-"""The command line: run, curves, validate, list, show, sql, report, doctor, world."""
+"""The command line: run, curves, claims, variants, validate, list, show, sql, report, world, ..."""
 
 import json
 import sys
@@ -11,9 +11,11 @@ from rich.panel import Panel
 from rich.text import Text
 
 from sae_lib.errors import SaeError
+from sae_workflows.claims import claims
 from sae_workflows.console import AsJson, Home, err, home_of, out, show_rows
 from sae_workflows.curves import curves
 from sae_workflows.home import memo_file
+from sae_workflows.variants import variants
 from sae_workflows.world_cli import world_app
 
 EXIT_BAD_INPUT = 2
@@ -28,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(world_app, name="world")
 app.command()(curves)
+app.command()(claims)
+app.command()(variants)
 
 LEADERS = """
 select site, variant, round(l0, 1) as l0, fvu, delta_lm_loss, loss_recovered, dead_share

@@ -10,6 +10,7 @@ import dagster as dg
 
 from assets.activations import activations_asset
 from assets.applications import applications_asset, applications_key
+from assets.claims import claims_asset
 from assets.corpora import tokens_asset
 from assets.explanations import explanations_asset, explanations_key
 from assets.grid import Outline
@@ -23,7 +24,15 @@ from assets.study import Study
 from assets.world import world_assets
 from sae_workflows.home import memo_file, outlines, sae_home
 
-FAMILY = (tokens_asset, activations_asset, saes_asset, metrics_asset, frontier_asset, report_asset)
+FAMILY = (
+    tokens_asset,
+    activations_asset,
+    saes_asset,
+    metrics_asset,
+    frontier_asset,
+    claims_asset,
+    report_asset,
+)
 
 
 def study_of(outline: Outline, home: Path) -> Study:

@@ -324,6 +324,7 @@ def _grid(
     if not isinstance(own, dict):
         raise reader.fault("give a mapping of training settings.", (*path, "train"), own)
     train = reader.parse(TrainConfig, {**shared.model_dump(), **own}, (*path, "train"))
+    _check_pair(reader, objective, config.example(), path)
     places = _places(reader, said, entry, objective, info, path)
     # what a preset says is in its name, and devices are no part of what an SAE is
     said_of_training = written.get("train", {}) if "preset" in written else own
@@ -336,11 +337,7 @@ def _grid(
     for point in itertools.product(*axes):
         raw = dict(zip(fields, point, strict=True))
         sae = reader.parse(config, {**raw, **_follows(config, places[0])}, path)
-        try:
-            objective.check(sae)
-        except SaeError as error:
-            problem = error.problem if isinstance(error, BadInput) else str(error)
-            raise reader.fault(problem, (*path, "objective")) from error
+        _check_pair(reader, objective, sae, path)
         yield Variant(
             id=_variant_id(
                 written.get("preset", sae.kind),
@@ -355,6 +352,15 @@ def _grid(
             train=train,
             places=places,
         )
+
+
+def _check_pair(reader: Reader, objective: ObjectiveConfig, sae: SaeConfig, path: Path_) -> None:
+    """Refuse a variant that the objective makes no sense for."""
+    try:
+        objective.check(sae)
+    except SaeError as error:
+        problem = error.problem if isinstance(error, BadInput) else str(error)
+        raise reader.fault(problem, (*path, "objective")) from error
 
 
 def _expanded(reader: Reader, entry: Mapping[str, Any], path: Path_) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from dagster._core.storage.tags import (
 
 from assets.activations import activations_key
 from assets.applications import applications_key
+from assets.claims import claims_key
+from assets.claims import identity_of as claims_identity
 from assets.corpora import tokens_key
 from assets.explanations import explanations_key
 from assets.grid import rectangle
@@ -86,6 +88,10 @@ def next_work(study: Study, store: Store, stage: str) -> Work | None:
     if stage == "frontier":
         have = store.has_landed(study, stage, EVERYTHING, EVERYTHING, study.frontier)
         return None if have else Work(stage, frontier_key(study.name), 1, 0)
+    if stage == "claims":
+        identity = claims_identity(study, store)
+        have = store.has_landed(study, stage, EVERYTHING, EVERYTHING, identity)
+        return None if have else Work(stage, claims_key(study.name), 1, 0)
     keys = {
         "saes": saes_key(study.name),
         "metrics": metrics_key(study.name),
@@ -111,7 +117,7 @@ def stages(study: Study) -> list[str]:
     named += ["saes", "metrics", "frontier"]
     named += ["explanations"] if study.explain else []
     named += ["applications"] if study.apply else []
-    return named
+    return [*named, "claims"]
 
 
 def run_study(
@@ -174,7 +180,7 @@ def _publish(
 
 
 def _total(study: Study, stage: str) -> int:
-    if stage in ("tokens", "frontier", "layer_groups"):
+    if stage in ("tokens", "frontier", "layer_groups", "claims"):
         return 1
     return len(study.primitive_sites()) if stage == "activations" else len(study.cells())
 

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sae_lib.registry import Registry
+from sae_lib.saes.presets import PRESETS
 from sae_workflows.experiment import ExperimentFile
 from sae_workflows.listing import registries
 
@@ -21,7 +22,7 @@ def experiment_schema() -> dict[str, Any]:
         _sae(_adopt(config, definitions), objective, train) for config in found["variants"].values()
     ]
     properties = schema["properties"]
-    properties["saes"]["items"] = {"oneOf": saes}
+    properties["saes"]["items"] = {"oneOf": [*saes, *_presets(saes)]}
     properties["train"] = {**train, "description": properties["train"]["description"]}
     for stage, (tag, what) in {
         "evaluate": ("name", "metrics"),
@@ -72,8 +73,32 @@ def _sae(
     }
     properties["kind"] = {"const": kind.get("const", kind.get("default"))}
     properties["objective"], properties["train"] = objective, train
+    properties["sites"] = {
+        "description": "Sites of the study at which it is trained; all that fit by default.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
     required = [key for key in schema.get("required", []) if key != "d_in"]
     return {**schema, "properties": properties, "required": sorted({"kind", *required})}
+
+
+def _presets(saes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries that name a preset: its variant without ``kind``."""
+    by_kind = {entry["properties"]["kind"]["const"]: entry for entry in saes}
+    found = []
+    for name, preset in PRESETS.items():
+        entry = by_kind[str(preset.sae["kind"])]
+        properties = {key: value for key, value in entry["properties"].items() if key != "kind"}
+        required = [key for key in entry["required"] if key != "kind"]
+        found.append(
+            {
+                **entry,
+                "title": name,
+                "description": preset.summary,
+                "properties": {**properties, "preset": {"const": name}},
+                "required": sorted(["preset", *required]),
+            }
+        )
+    return found
 
 
 def _value_or_list(value: dict[str, Any]) -> dict[str, Any]:

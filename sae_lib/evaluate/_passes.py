@@ -90,7 +90,7 @@ class CleanPass:
         tokens: Int[Tensor, "batch seq"],
         counted: Bool[Tensor, "batch seq"],
     ) -> None:
-        self._logits = logits
+        self.logits = logits
         row, column = counted.nonzero(as_tuple=True)
         self._position = row, column
         self._target = tokens[row, (column + 1).clamp(max=tokens.shape[1] - 1)].long()
@@ -107,9 +107,9 @@ class CleanPass:
             part = slice(start, start + size)
             log_q = _log_softmax(logits[row[part], column[part]])
             ce[part] = -log_q.gather(-1, self._target[part, None]).squeeze(-1).double()
-            if logits is self._logits:
+            if logits is self.logits:
                 continue
-            log_p = _log_softmax(self._logits[row[part], column[part]])
+            log_p = _log_softmax(self.logits[row[part], column[part]])
             each = F.kl_div(log_q, log_p, reduction="none", log_target=True)
             # a token the clean model excludes has log_p = -inf and adds nothing
             kl[part] = each.masked_fill(log_p == -torch.inf, 0.0).sum(-1, dtype=torch.float64)
@@ -153,6 +153,12 @@ class SitePasses:
 
     def replaced(self, rows: Float[Tensor, "rows d_out"], positions: Positions) -> Losses:
         """Losses with ``rows``, one per position, in the place of the activations there."""
+        return self.clean.compare(self.logits(rows, positions))
+
+    def logits(
+        self, rows: Float[Tensor, "rows d_out"], positions: Positions
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """What the model predicts with ``rows`` in the place of the activations there."""
         where = self._where[positions]
         widths = [values.shape[-1] for values in self._writes.values()]
         edits = {}
@@ -161,7 +167,7 @@ class SitePasses:
             replacement[where] = part.to(replacement)
             edits[site] = partial(_replace, where.unsqueeze(-1), replacement)
         with self._model.intervene(edits):
-            return self.clean.compare(self._model.logits(self._tokens, mask=self._mask))
+            return self._model.logits(self._tokens, mask=self._mask)
 
     def ablated(self, name: str, vector: Float[Tensor, " d_out"], positions: Positions) -> Losses:
         """Losses with ``vector`` at all those positions; run once for all coders of the site."""

@@ -84,6 +84,9 @@ class EvalBatch(NamedTuple):
     y: Float[Tensor, "rows d_out"] | None = None
     """Raw activations that the coder reconstructs, where they are not those it reads."""
 
+    document: Int[Tensor, "batch seq"] | None = None
+    """Number of the document at each position; None where every context is a document."""
+
     @property
     def target(self) -> Float[Tensor, "rows d_out"]:
         """What ``x_hat`` should be."""

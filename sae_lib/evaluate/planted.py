@@ -24,6 +24,7 @@ from sae_lib.synthetic.controls import COVERED, Control, controls, families, pro
 from sae_lib.synthetic.dictionary import (
     DictionaryConfig,
     bags,
+    best_matches,
     ground_truth_dictionary,
     moments,
     sparse_mixtures,
@@ -238,13 +239,6 @@ def absorption(
         & (top >= SHARE * projection)
     )
     return Absorption(fraction.masked_fill(is_none, 0.0), is_full)
-
-
-def best_matches(
-    planted: Float[Tensor, "num d_in"], W_dec: Float[Tensor, "d_sae d_in"]
-) -> Float[Tensor, " num"]:
-    """For each planted direction the largest cosine with a decoder row; its mean is the MMCS."""
-    return (F.normalize(planted, dim=1) @ F.normalize(W_dec, dim=1).mT).amax(1)
 
 
 def probe_accuracy(code: Float[Tensor, "tokens d_sae"], is_on: Bool[Tensor, " tokens"]) -> float:

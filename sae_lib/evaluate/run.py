@@ -183,7 +183,8 @@ def _read(
     for numbers, rows in split.batches(batch_contexts):
         tokens = rows.tokens.to(model.device)
         keep = rows.keep.to(model.device)
-        mask = (rows.document >= 0).to(model.device)
+        document = rows.document.to(model.device)
+        mask = document >= 0
         clean = None
         if needs_loss:
             captured, logits = model.capture_and_logits(tokens, names, mask=mask)
@@ -213,7 +214,7 @@ def _read(
             for own in running.boundary:
                 own.update(x if y is None else y)
             for coder in running.coders.values():
-                _add(coder, problem, numbers, tokens, keep, (x, y), context, passes)
+                _add(coder, problem, numbers, (tokens, keep, document), (x, y), context, passes)
         on_progress(numbers.stop, split.num_contexts)
 
 
@@ -221,8 +222,7 @@ def _add(
     running: _Coder,
     problem: NotFinite | None,
     numbers: range,
-    tokens: Tensor,
-    keep: Bool[Tensor, "batch seq"],
+    text: tuple[Tensor, Bool[Tensor, "batch seq"], Tensor],
     activations: tuple[Tensor, Tensor | None],
     context: Tensor,
     passes: SitePasses | None,
@@ -237,7 +237,8 @@ def _add(
             x_hat, "reconstruction", numbers
         )
         if problem is None:
-            batch = EvalBatch(tokens, keep, x, z, x_hat, context, passes, y)
+            tokens, keep, document = text
+            batch = EvalBatch(tokens, keep, x, z, x_hat, context, passes, y, document)
             for metric in running.metrics:
                 metric.update(batch)
             return

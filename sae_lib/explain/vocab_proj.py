@@ -21,6 +21,7 @@ from torch import Tensor
 from sae_lib.errors import NotApplicable
 from sae_lib.explain.base import Evidence, ExplainerConfig, register
 from sae_lib.explain.vocabulary import Vocabulary
+from sae_lib.models.places import Place
 from sae_lib.models.sites import Site
 from sae_lib.papers import Paper
 from sae_lib.warehouse.rows import ExplanationRow
@@ -59,10 +60,14 @@ class VocabProjConfig(ExplainerConfig):
     """Whether scores are relative to their mean over the vocabulary."""
 
     def check(self, evidence: Evidence) -> None:
-        model, kind = evidence.model, Site.parse(evidence.site).kind
+        model, written = evidence.model, Place.parse(evidence.site).writes
         if not model.has_lm_head:
             raise NotApplicable(self.method, "the model has no language-model head.")
-        if kind not in _IN_THE_STREAM:
+        if len(written) > 1:
+            raise NotApplicable(
+                self.method, f"decoder rows of {evidence.site} belong to several sites."
+            )
+        if Site.parse(written[0]).kind not in _IN_THE_STREAM:
             raise NotApplicable(
                 self.method,
                 f"decoder rows of {evidence.site} do not live in the residual stream; "

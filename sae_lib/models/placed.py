@@ -1,19 +1,21 @@
 """A model whose places of several sites are read like sites."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lib.errors import NotApplicable
 from sae_lib.models.places import Place
 
 
 class PlacedModel:
     """``model``, asked for places: what a place reads comes side by side, as one activation.
 
-    Everything but `capture` and `width` is the model's own.
+    Everything but reading and intervening is the model's own.
     """
 
     def __init__(self, model: Any) -> None:
@@ -36,3 +38,13 @@ class PlacedModel:
         return {
             place: torch.cat([found[site] for site in names], -1) for place, names in reads.items()
         }
+
+    def intervene(self, edits: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """As the model's; raises `NotApplicable` for a place of several sites."""
+        for place in edits:
+            if not Place.parse(place).is_single:
+                raise NotApplicable(
+                    "an intervention",
+                    f"{place} is no single site, whose activations could be replaced.",
+                )
+        return self.model.intervene(edits)

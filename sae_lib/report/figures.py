@@ -1,13 +1,15 @@
 """Which pictures a study report has, site by site, and which lines are left out of crowded ones."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
 from markupsafe import Markup
 
-from sae_lib.report import plots
+from sae_lib.report import plots, variants
 from sae_lib.report.theme import described, to_svg
+from sae_lib.report.variants import Clustering
 
 MAX_SITES = 8
 """Sites with plots; the tables have all of them."""
@@ -27,7 +29,9 @@ class Figure(NamedTuple):
     svg: Markup
 
 
-def figures(answers: dict[str, pl.DataFrame]) -> dict[str, list[Figure]]:
+def figures(
+    answers: dict[str, pl.DataFrame], clusterings: Sequence[Clustering]
+) -> dict[str, list[Figure]]:
     """Pictures by section, site by site."""
     drawn: dict[str, list[Figure]] = defaultdict(list)
     sites = answers["leaderboard"]["site"].unique().sort().to_list()[:MAX_SITES]
@@ -43,6 +47,7 @@ def figures(answers: dict[str, pl.DataFrame]) -> dict[str, list[Figure]]:
                 ("L0 and unexplained variance", plots.frontier(points, boundary=boundary)),
                 ("L0 and loss added", plots.frontier(points, "delta_lm_loss")),
             ],
+            "variants": _variants(here["variants"]),
             "curves": _curves(here["curves"], is_first=True),
             "more_curves": _curves(here["curves"], is_first=False),
             "density": [("How often latents fire", plots.density_histogram(here["density"]))],
@@ -56,11 +61,44 @@ def figures(answers: dict[str, pl.DataFrame]) -> dict[str, list[Figure]]:
         for section, made in charts.items():
             for heading, chart in made:
                 if chart is not None:
-                    place = f"{section}{len(drawn[section])}-"
-                    svg = to_svg(chart, theme="inherit", prefix=place)
-                    svg = described(svg, f"{site}: {heading}")
-                    drawn[section].append(Figure(site, heading, Markup(svg)))
+                    drawn[section].append(
+                        _figure(f"{section}{len(drawn[section])}", site, heading, chart)
+                    )
+    drawn["layer_groups"] = _layer_groups(clusterings)
     return dict(drawn)
+
+
+def _figure(name: str, site: str, heading: str, chart: Any) -> Figure:
+    svg = described(to_svg(chart, theme="inherit", prefix=f"{name}-"), f"{site}: {heading}")
+    return Figure(site, heading, Markup(svg))
+
+
+def _variants(families: pl.DataFrame) -> list[tuple[str, Any]]:
+    """Families of a site against each other; of a single one the table says enough."""
+    if len(families) < 2:
+        return []
+    return [
+        ("L0 and unexplained variance", variants.families_at_l0(families, "fvu")),
+        ("Unexplained variance, least first", variants.forest(families, "fvu")),
+        ("L0 and loss recovered", variants.families_at_l0(families, "loss_recovered")),
+        ("Loss recovered", variants.forest(families, "loss_recovered")),
+    ]
+
+
+def _layer_groups(clusterings: Sequence[Clustering]) -> list[Figure]:
+    from sae_lib.report.layer_groups import amad_curve, dendrogram  # loads torch
+
+    made = []
+    for one in clusterings:
+        charts = [
+            (f"Cut into {number} groups" if number > 1 else "Which layers are alike", tree)
+            for number in one.cuts
+            if (tree := dendrogram(one.found, num_groups=number)) is not None
+        ]
+        charts.append(("What each number of groups costs", amad_curve(one.found)))
+        for heading, chart in charts:
+            made.append(_figure(f"layer_groups{len(made)}", ", ".join(one.sites), heading, chart))
+    return made
 
 
 def _curves(curves: pl.DataFrame, *, is_first: bool) -> list[tuple[str, Any]]:

@@ -81,7 +81,7 @@ def amad_curve(found: LayerGroups) -> Any:
         }
     )
     base = alt.Chart(rows).encode(
-        alt.X("groups:Q", title="Groups").axis(tickMinStep=1, format="d"),
+        alt.X("groups:Q", title="Groups").axis(values=rows["groups"].to_list(), format="d"),
         alt.Y("amad:Q", title="Mean of the largest distance in a group (AMAD)"),
     )
     dots = base.mark_point(size=45, filled=True).encode(description="about:N")

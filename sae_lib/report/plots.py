@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from sae_lib.report.theme import GUIDE, PALETTE, SHAPES
+from sae_lib.report.theme import DASHES, GUIDE, PALETTE, SHAPES
 
 WIDTH, HEIGHT = 320, 240
 
@@ -46,6 +46,12 @@ SCORES = {
     "concept_score": "Concept score",
     "fluency": "Fluency",
 }
+MOST_NAMED = 8
+"""SAEs of one site with a colour each; where there are more, seeds of one family share one."""
+
+SHORT_LABEL = 26
+"""Longest label of which two stand side by side in a legend."""
+
 SILENT = -9.5
 """log10 densities below this are those of latents that never fire."""
 
@@ -66,10 +72,10 @@ def frontier(
         return None
     stderr = f"{loss}_stderr"
     points = points.with_columns(
-        family=pl.format("{} {}", "kind", "d_sae"),
+        family=family_name(),
         low=pl.col(loss) - pl.col(stderr),
         high=pl.col(loss) + pl.col(stderr),
-        about=pl.format("{}: L0 {}, {} {}", "variant", _short("l0"), pl.lit(loss), _short(loss)),
+        about=pl.format("{}: L0 {}, {} {}", "variant", short("l0"), pl.lit(loss), short(loss)),
     )
     values = points[loss].to_list()
     reference = None
@@ -146,18 +152,19 @@ def training_curves(curves: pl.DataFrame, name: str, *, max_points: int = 40) ->
     count = pl.len().over("site", "variant")
     stride = (count / max_points).ceil().cast(pl.Int64)
     curves = curves.filter((place % stride == 0) | (place == count - 1))
+    curves = _named(curves)
     value = curves["value"]
     is_log = name != "dead_share" and value.min() > 0 and value.max() > 20 * value.min()  # type: ignore[operator]
     y = alt.Y("value:Q", title=CURVES.get(name, name))
     y = y.scale(type="log") if is_log else y.scale(zero=name == "dead_share")
     y = y.axis(tickCount=5, format="~g" if is_log else "~r")
     chart = (
-        alt.Chart(curves.select("site", "variant", "tokens", "value"))
+        alt.Chart(curves.select("site", "variant", "line", "tokens", "value"))
         .mark_line(strokeWidth=1.5)
         .encode(
             alt.X("tokens:Q", title="Tokens seen").axis(format="~s", tickCount=5),
             y,
-            alt.Color("variant:N", title=None),
+            *_lines(curves),
         )
         .properties(width=WIDTH, height=HEIGHT)
     )
@@ -195,15 +202,16 @@ def density_histogram(bins: pl.DataFrame) -> Any:
         .join(placed.drop("low", "high"), on=["site", "variant", "place"], how="left")
         .with_columns(pl.col("value").fill_null(0.0))
     )
+    outline = _named(outline)
     chart = (
-        alt.Chart(outline.select("site", "variant", "low", "value"))
+        alt.Chart(outline.select("site", "variant", "line", "low", "value"))
         .mark_line(interpolate="step-after", strokeWidth=1.5)
         .encode(
             alt.X("low:Q", title="log10 of the share of tokens a latent fires on").axis(
                 tickCount=6, format="~g"
             ),
             alt.Y("value:Q", title="Share of latents").axis(format="~%", tickCount=5),
-            alt.Color("variant:N", title=None),
+            *_lines(outline),
         )
         .properties(width=WIDTH, height=HEIGHT)
     )
@@ -237,7 +245,7 @@ def probe_bars(rows: pl.DataFrame, *, title: str = "Accuracy on test texts") -> 
         low=pl.col("value") - pl.col("stderr"),
         high=pl.col("value") + pl.col("stderr"),
         group=pl.when("is_sae").then(pl.lit("SAE")).otherwise(pl.lit("baseline or control")),
-        about=pl.format("{}: {}", "label", _short("value")),
+        about=pl.format("{}: {}", "label", short("value")),
     )
     order = rows.sort("value", descending=True)["label"].to_list()
     y = alt.Y("label:N", title=None, sort=order).axis(labelLimit=230)
@@ -260,7 +268,7 @@ def _sweep(rows: pl.DataFrame, x: Any, title: str, *, domain: Sequence[float] = 
     rows = rows.with_columns(
         low=pl.col("value") - pl.col("stderr"),
         high=pl.col("value") + pl.col("stderr"),
-        about=pl.format("{}: {} at {}", "label", _short("value"), _short("strength")),
+        about=pl.format("{}: {} at {}", "label", short("value"), short("strength")),
     )
     scale = alt.Scale(domain=domain) if domain else alt.Scale(zero=False, padding=8)
     y = alt.Y("value:Q", title=title, scale=scale).axis(tickCount=5)
@@ -285,10 +293,50 @@ def _colour_and_shape(field: str, names: Sequence[str]) -> tuple[Any, Any]:
     places = range(len(names))
     colours = alt.Scale(domain=names, range=[PALETTE[i % len(PALETTE)] for i in places])
     shapes = alt.Scale(domain=names, range=[SHAPES[i % len(SHAPES)] for i in places])
+    legend = _legend(names)
     return (
-        alt.Color(f"{field}:N", title=None, scale=colours),
-        alt.Shape(f"{field}:N", title=None, scale=shapes),
+        alt.Color(f"{field}:N", title=None, scale=colours, legend=legend),
+        alt.Shape(f"{field}:N", title=None, scale=shapes, legend=legend),
     )
+
+
+def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    """``rows`` with the name of the line that each belongs to: its SAE, or the SAE's family."""
+    own = pl.col("variant")
+    if rows["variant"].n_unique() > MOST_NAMED:
+        own = own.str.replace(r"-s\d+$", "")
+    return rows.with_columns(line=own)
+
+
+def _lines(rows: pl.DataFrame) -> tuple[Any, ...]:
+    """A colour per name, dashed where colours come around again, and a line per SAE."""
+    names = rows["line"].unique().sort().to_list()
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    dashes = [DASHES[i // len(PALETTE) % len(DASHES)] for i in range(len(names))]
+    legend = _legend(names)
+    colour = alt.Color(
+        "line:N", title=None, scale=alt.Scale(domain=names, range=colours), legend=legend
+    )
+    if len(names) <= len(PALETTE):
+        return colour, alt.Detail("variant:N")
+    dash = alt.StrokeDash(
+        "line:N", title=None, scale=alt.Scale(domain=names, range=dashes), legend=legend
+    )
+    return colour, dash, alt.Detail("variant:N")
+
+
+def _legend(names: Sequence[str]) -> Any:
+    """Long names one below the other: a legend must not be wider than its picture."""
+    if max(map(len, names), default=0) <= SHORT_LABEL:
+        return alt.Legend(columns=2)
+    return alt.Legend(columns=1, labelLimit=WIDTH)
+
+
+def family_name() -> pl.Expr:
+    """Architecture and width, and the training strategy where it is not the plain one."""
+    objective = pl.col("objective").fill_null("plain")
+    extra = pl.when(objective == "plain").then(pl.lit("")).otherwise(pl.format(", {}", objective))
+    return pl.format("{} {}{}", "kind", "d_sae", extra)
 
 
 def _by_site(chart: Any, rows: pl.DataFrame) -> Any:
@@ -297,7 +345,7 @@ def _by_site(chart: Any, rows: pl.DataFrame) -> Any:
     return chart.facet(alt.Facet("site:N", title=None), columns=2)
 
 
-def _short(column: str) -> pl.Expr:
+def short(column: str) -> pl.Expr:
     """A number as readers like it: four significant digits."""
 
     def text(value: float) -> str:

@@ -31,11 +31,30 @@ QUESTIONS: dict[str, str] = {
         order by created_at desc
     """,
     "leaderboard": """
-        select site, variant, kind, d_sae, seed, status, l0, fvu, fvu_stderr, cosine,
+        select site, variant, kind, objective, d_sae, seed, status, l0, fvu, fvu_stderr, cosine,
             loss_recovered, loss_recovered_mean, delta_lm_loss, delta_lm_loss_stderr, kl_score,
             dead_share, tokens, seconds, sae_id
         from leaderboard where experiment = $experiment
         order by site, fvu nulls last, variant
+    """,
+    "variants": """
+        select * exclude (experiment)
+        from variants where experiment = $experiment and num_seeds > 0
+        order by site, fvu nulls last, family
+    """,
+    "layer_groups": """
+        select site as sites, num_groups, "group", member, amad
+        from layer_groups where experiment = $experiment order by all
+    """,
+    "site_distances": """
+        select site as sites, site_a, site_b, distance, num_tokens
+        from site_distances where experiment = $experiment order by all
+    """,
+    "chosen_contexts": """
+        select site, regexp_replace(variant, '-s[0-9]+$', '') as family, rank, score, text
+        from chosen_contexts where experiment = $experiment and rank < 8
+        qualify variant = min(variant) over (partition by site, family)
+        order by site, family, rank
     """,
     "not_measured": """
         select name, reason, count(distinct (site, variant)) as num_saes
@@ -44,7 +63,7 @@ QUESTIONS: dict[str, str] = {
         group by all order by all
     """,
     "frontier": """
-        select site, variant, kind, d_sae, l0, fvu, fvu_stderr, delta_lm_loss,
+        select site, variant, kind, objective, d_sae, l0, fvu, fvu_stderr, delta_lm_loss,
             delta_lm_loss_stderr, is_pareto, is_pareto_in_loss
         from frontier where experiment = $experiment
     """,

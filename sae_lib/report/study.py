@@ -24,6 +24,7 @@ from sae_lib.report.figures import MAX_SITES, figures
 from sae_lib.report.gallery import gallery
 from sae_lib.report.questions import QUESTIONS
 from sae_lib.report.tokens import pieces
+from sae_lib.report.variants import RECOVERY, are_compared, clusterings, with_intervals
 from sae_lib.warehouse.query import query
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,6 +47,8 @@ def study_report(db: Path, experiment: str, out: Path) -> Path:
         name: query(db, sql, {key: parameters[key] for key in parameters if f"${key}" in sql})
         for name, sql in QUESTIONS.items()
     }
+    answers["variants"] = with_intervals(answers["variants"])
+    groups = clusterings(answers)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -65,7 +68,14 @@ def study_report(db: Path, experiment: str, out: Path) -> Path:
         rows={name: answer.to_dicts() for name, answer in answers.items()},
         asked=_asked(answers["experiment"]),
         tiles=_tiles(answers),
-        figures_of=figures(answers).get,
+        figures_of=figures(answers, groups).get,
+        compares_variants=are_compared(answers["variants"]),
+        recovery={
+            column: (heading, True)
+            for column, heading in RECOVERY.items()
+            if answers["variants"][column].is_not_null().any()
+        },
+        clusterings=groups,
         loss_measured=answers["frontier"]["delta_lm_loss"].is_not_null().any(),
         reason_for=lambda name: _reason(answers["not_measured"], name),
         why_not_applied=lambda name: _why_not_applied(answers["not_applied"], name),

@@ -24,6 +24,9 @@ PALETTE = (
     "#8C6BB1",
     "#8A8A8A",
 )
+DASHES = ((1, 0), (5, 3), (1, 3))
+"""Patterns of lines, for the second and third time that a colour is used."""
+
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
 """What text is measured in, so what it has to be drawn in."""

@@ -18,6 +18,9 @@ BAND = 0.1
 MEMORY = 0.9
 """Share of the running mean of l0 that a step leaves in place."""
 
+MOST_STEERING = 1e5
+"""Factor by which a steered coefficient may leave its first value, either way."""
+
 UNSEEN = -1.0
 """Running mean of l0 before the first batch."""
 
@@ -45,6 +48,7 @@ class SparsityControl(nn.Module):
         super().__init__()
         self.target_l0, self.rate = target_l0, rate
         start = first if coefficient is None else coefficient
+        self.first = float(first)
         self.register_buffer("coefficient", torch.tensor(float(start)))
         self.register_buffer("l0", torch.tensor(UNSEEN))
 
@@ -62,3 +66,5 @@ class SparsityControl(nn.Module):
         if warmup >= 1:
             gap = (self.l0.clamp_min(1e-3) / self.target_l0).log()
             self.coefficient.mul_((self.rate * (gap / BAND).clamp(-1, 1)).exp())
+            # where the penalty moves nothing it would grow without end, and gradients with it
+            self.coefficient.clamp_(self.first / MOST_STEERING, self.first * MOST_STEERING)

@@ -206,6 +206,8 @@ class JumpReLUConfig(SaeConfig):
 class JumpReLU(SparseCoder[JumpReLUConfig]):
     """Autoencoder whose latents have thresholds."""
 
+    by_latent = (*SparseCoder.by_latent, "log_threshold")
+
     log_threshold: nn.Parameter
 
     def __init__(self, cfg: JumpReLUConfig) -> None:
@@ -270,6 +272,13 @@ class JumpReLU(SparseCoder[JumpReLUConfig]):
             "penalty": float(self.control.coefficient),
             "median_threshold": float(self.threshold.detach().median()),
         }
+
+    @torch.no_grad()
+    def reset_latents_(self, rows: Tensor, directions: Tensor, encoder_norm: Tensor) -> None:
+        super().reset_latents_(rows, directions, encoder_norm)
+        # a threshold from before would keep the weak new rows silent
+        low = (encoder_norm / 4).clamp(max=self.cfg.threshold)
+        self.log_threshold[rows] = low.clamp_min(torch.finfo(low.dtype).tiny).log()
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:

@@ -2,10 +2,11 @@
 
     x = sum_k z_k D_k + b + noise,   z_k = m_k with probability p_k, otherwise 0
 
-Features fire independently, with probabilities spaced evenly in their logarithm, or in ``groups``
-(`structure`): siblings, correlated pairs, hierarchies, entities. Magnitudes are |N(1, s)|, at
-least ``magnitude_floor``; D has unit rows, b has norm ``bias_norm``. Everything follows from the
-seed, and batch *i* from (seed, i), so a stream can be entered anywhere.
+Features fire independently, with probabilities spaced evenly in their logarithm or by Zipf's law,
+or in ``groups`` (`structure`): siblings, correlated pairs, hierarchies, entities. Magnitudes are
+|N(1, s)|, at least ``magnitude_floor``, unless another law is chosen; D has unit rows, b has norm
+``bias_norm``. Everything follows from the seed, and batch *i* from (seed, i), so a stream can be
+entered anywhere.
 
 Mean and covariance of x are known in closed form, and with them what the truth leaves unexplained.
 
@@ -25,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from sae_lib.config import Config
 from sae_lib.papers import Paper
@@ -53,20 +55,27 @@ class DictionaryConfig(Config):
     mean_active: float = Field(default=11.0, gt=0)
     """Expected number of active features per token, not counting those in groups."""
 
+    firing: Literal["geometric", "zipf"] = "geometric"
+    """How probabilities fall: evenly in their logarithm, or as 1 / (i + zipf_offset), i from 1."""
+
     firing_ratio: float = Field(default=100.0, ge=1)
-    """How many times as often as the rarest feature the most frequent one is active."""
+    """In the geometric law, how many times as often as the rarest feature the most frequent one is
+    active."""
+
+    zipf_offset: float = Field(default=8.0, ge=0)
+    """In Zipf's law, what is added to the rank; the larger, the more alike the first features."""
 
     groups: tuple[AnyGroup, ...] = ()
     """Features that fire in a structure of their own; they are the last ones, in this order."""
 
-    magnitudes: Literal["normal", "lognormal"] = "normal"
-    """Distribution of the magnitudes: |N(1, s)| or exp(N(0, s))."""
+    magnitudes: Literal["normal", "lognormal", "exponential"] = "normal"
+    """Distribution of the magnitudes: |N(1, s)|, exp(N(0, s)), or magnitude_floor + s Exp(1)."""
 
     magnitude_std: float = Field(default=0.15, ge=0)
-    """Spread s of the magnitudes around one."""
+    """Spread s of the magnitudes."""
 
     magnitude_floor: float = Field(default=0.1, gt=0)
-    """Smallest magnitude of an active feature."""
+    """Smallest magnitude of an active feature; where the exponential ones begin."""
 
     bias_norm: float = Field(default=1.0, ge=0)
     """Length of the constant part."""
@@ -109,10 +118,14 @@ class DictionaryConfig(Config):
     def _probabilities_are_possible(self) -> "DictionaryConfig":
         highest = max(_independent_chances(self).tolist(), default=0.0)
         if highest > 1:
+            law, cure = f"firing_ratio={self.firing_ratio}", "lower mean_active or firing_ratio"
+            if self.firing == "zipf":
+                law = f"zipf_offset={self.zipf_offset}"
+                cure = "lower mean_active or raise zipf_offset"
             raise ValueError(
                 f"with mean_active={self.mean_active} of num_features={self.num_features} and "
-                f"firing_ratio={self.firing_ratio} the most frequent feature would be active "
-                f"with probability {highest:.3g}; lower mean_active or firing_ratio"
+                f"{law} the most frequent feature would be active "
+                f"with probability {highest:.3g}; {cure}"
             )
         return self
 
@@ -183,8 +196,12 @@ def _generator(seed: int, part: int, index: int = 0) -> np.random.Generator:
 def _independent_chances(cfg: DictionaryConfig) -> Float[Tensor, " independent"]:
     if not cfg.num_independent:
         return torch.zeros(0, dtype=torch.float64)
-    exponents = torch.linspace(0, -1, cfg.num_independent, dtype=torch.float64)
-    weights = cfg.firing_ratio**exponents
+    if cfg.firing == "zipf":
+        ranks = torch.arange(1, cfg.num_independent + 1, dtype=torch.float64)
+        weights = 1 / (ranks + cfg.zipf_offset)
+    else:
+        exponents = torch.linspace(0, -1, cfg.num_independent, dtype=torch.float64)
+        weights = cfg.firing_ratio**exponents
     return weights * (cfg.mean_active / weights.sum())
 
 
@@ -232,6 +249,13 @@ def _directions(
         return orthonormal(rows).float()
     lower = lower_largest if repulsion == "largest" else lower_squares
     return lower(unit(rows), steps).float()
+
+
+def best_matches(
+    planted: Float[Tensor, "num d_in"], W_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, " num"]:
+    """For each planted direction the largest cosine with a decoder row; its mean is the MMCS."""
+    return (F.normalize(planted, dim=1) @ F.normalize(W_dec, dim=1).mT).amax(1)
 
 
 def bias(cfg: DictionaryConfig) -> Float[Tensor, " d_in"]:
@@ -302,11 +326,19 @@ def _mixture(
     dictionary: Float[Tensor, "num_features d_in"],
     constant: Float[Tensor, " d_in"],
 ) -> Mixture:
-    strength = cfg.magnitude_std * _normal(draw, *active.shape)
-    strength = (1 + strength).abs() if cfg.magnitudes == "normal" else strength.exp()
-    z = (active * strength.clamp(min=cfg.magnitude_floor)).float()
+    z = (active * _magnitudes(cfg, draw, active.shape).clamp(min=cfg.magnitude_floor)).float()
     noise = (cfg.noise * _normal(draw, len(active), cfg.d_in)).float()
     return Mixture(z @ dictionary + constant + noise, z)
+
+
+def _magnitudes(
+    cfg: DictionaryConfig, draw: np.random.Generator, shape: tuple[int, ...]
+) -> Float[Tensor, "tokens num_features"]:
+    if cfg.magnitudes == "exponential":
+        beyond = torch.from_numpy(draw.standard_exponential(shape))
+        return cfg.magnitude_floor + cfg.magnitude_std * beyond
+    strength = cfg.magnitude_std * _normal(draw, *shape)
+    return (1 + strength).abs() if cfg.magnitudes == "normal" else strength.exp()
 
 
 def oracle(cfg: DictionaryConfig, threshold: float = 0.5) -> LinearThreshold:
@@ -335,6 +367,8 @@ def readout(cfg: DictionaryConfig, vocab_size: int) -> Readout:
 def magnitude_moments(cfg: DictionaryConfig) -> tuple[float, float]:
     """Mean and mean square of the magnitude of an active feature, the floor included."""
     s, floor, normal = cfg.magnitude_std, cfg.magnitude_floor, NormalDist()
+    if cfg.magnitudes == "exponential":
+        return floor + s, floor**2 + 2 * floor * s + 2 * s**2
     if s == 0:
         fixed = max(1.0, floor)
         return fixed, fixed**2

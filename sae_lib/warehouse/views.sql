@@ -21,7 +21,8 @@ select * from (values
     ('loss_recovered_mean', 'loss_recovered', 'mean_ablation_all', 2),
     ('kl_score', 'kl_score', 'zero_ablation_kept', 1),
     ('kl_score', 'kl_score', 'zero_ablation_all', 2),
-    ('dead_share', 'dead_share', 'never_fired', 1)
+    ('dead_share', 'dead_share', 'never_fired', 1),
+    ('gamma', 'relative_reconstruction_bias', 'ratio_of_sums', 1)
 ) as headline("column", name, definition, rank);
 comment on table stored.headline is
     'Which metric and definition each column of leaderboard holds; of several the lowest rank.';
@@ -83,7 +84,8 @@ with chosen as (
         any_value(stderr) filter ("column" = 'delta_lm_loss') as delta_lm_loss_stderr,
         any_value(value) filter ("column" = 'kl_score') as kl_score,
         any_value(value) filter ("column" = 'ce_clean') as ce_clean,
-        any_value(value) filter ("column" = 'dead_share') as dead_share
+        any_value(value) filter ("column" = 'dead_share') as dead_share,
+        any_value(value) filter ("column" = 'gamma') as gamma
     from chosen group by all
 )
 select
@@ -114,8 +116,101 @@ comment on column leaderboard.delta_lm_loss_stderr is 'Its standard error.';
 comment on column leaderboard.kl_score is '1 - KL of the SAE / KL of zero ablation.';
 comment on column leaderboard.ce_clean is 'Loss of the undisturbed model, nats per token.';
 comment on column leaderboard.dead_share is 'Share of latents that never fire.';
+comment on column leaderboard.gamma is
+    'Relative reconstruction bias: 1 is none, below 1 the reconstruction is too short (shrinkage).';
 comment on column leaderboard.tokens is 'Tokens trained on.';
 comment on column leaderboard.seconds is 'Training time.';
+
+-- SAEs that differ in their seed alone are one family, named by their id without its last part. The
+-- standard error of a mean over seeds: NULL for one seed, and where some seeds have no value.
+create macro internal.seed_error(x, seed) as
+    if(count(x) = count(seed), stddev_samp(x) / sqrt(count(x)), null);
+
+create view variants as
+with recovery as (
+    -- an application may also have rows of baselines and controls, under methods of their own
+    select
+        experiment, site, variant,
+        avg(value) filter (
+            application = 'concepts' and method = 'sae' and task = 'all' and name = 'coverage'
+            and definition = 'one_to_one' and try_cast(params ->> 'f1' as DOUBLE) = 0.8
+        ) as concept_coverage,
+        avg(value) filter (
+            application = 'dictionary' and method = 'twin' and name = 'mmcs'
+        ) as mmcs,
+        avg(value) filter (
+            application = 'dictionary' and method = 'twin' and name = 'recovered'
+        ) as recovered_share
+    from latest_applications
+    where application in ('concepts', 'dictionary')
+    group by all
+), cells as (
+    select
+        leaderboard.*, regexp_replace(variant, '-s[0-9]+$', '') as family,
+        cpu_seconds, flops / saes.tokens as flops_per_token,
+        concept_coverage, mmcs, recovered_share
+    from leaderboard
+    left join saes using (experiment, site, variant)
+    left join recovery using (experiment, site, variant)
+)
+select
+    experiment, site, family,
+    any_value(kind) as kind, any_value(objective) as objective, any_value(d_sae) as d_sae,
+    count(*) as num_declared, count(sae_id) as num_seeds,
+    count(*) filter (status not in ('complete', 'not built')) as num_unfinished,
+    avg(l0) as l0,
+    internal.seed_error(l0, sae_id) as l0_stderr,
+    avg(fvu) as fvu,
+    internal.seed_error(fvu, sae_id) as fvu_stderr,
+    avg(explained_variance) as explained_variance,
+    internal.seed_error(explained_variance, sae_id) as explained_variance_stderr,
+    avg(loss_recovered) as loss_recovered,
+    internal.seed_error(loss_recovered, sae_id) as loss_recovered_stderr,
+    avg(delta_lm_loss) as delta_lm_loss,
+    internal.seed_error(delta_lm_loss, sae_id) as delta_lm_loss_stderr,
+    avg(dead_share) as dead_share,
+    internal.seed_error(dead_share, sae_id) as dead_share_stderr,
+    avg(gamma) as gamma,
+    internal.seed_error(gamma, sae_id) as gamma_stderr,
+    avg(cpu_seconds) as cpu_seconds,
+    internal.seed_error(cpu_seconds, sae_id) as cpu_seconds_stderr,
+    avg(flops_per_token) as flops_per_token,
+    internal.seed_error(flops_per_token, sae_id) as flops_per_token_stderr,
+    avg(concept_coverage) as concept_coverage,
+    internal.seed_error(concept_coverage, sae_id) as concept_coverage_stderr,
+    avg(mmcs) as mmcs,
+    internal.seed_error(mmcs, sae_id) as mmcs_stderr,
+    avg(recovered_share) as recovered_share,
+    internal.seed_error(recovered_share, sae_id) as recovered_share_stderr
+from cells
+group by experiment, site, family
+order by experiment, site, fvu nulls last, family;
+comment on view variants is
+    'One row per site and family, SAEs that differ in their seed alone: means over seeds, X_stderr their standard errors (NULL for one seed). SAEs whose training diverged count as they were last.';
+comment on column variants.family is 'Id of the SAEs without the seed.';
+comment on column variants.kind is 'Architecture.';
+comment on column variants.objective is 'Training strategy.';
+comment on column variants.num_declared is 'SAEs that the experiment asks for.';
+comment on column variants.num_seeds is 'SAEs of them that have been trained.';
+comment on column variants.num_unfinished is 'SAEs of those whose training diverged, or was cut short.';
+comment on column variants.l0 is 'Latents on per token.';
+comment on column variants.fvu is 'Fraction of variance unexplained.';
+comment on column variants.explained_variance is '1 - fvu.';
+comment on column variants.loss_recovered is 'Loss recovered against zero ablation.';
+comment on column variants.delta_lm_loss is 'Loss added by the SAE, nats per token.';
+comment on column variants.dead_share is 'Share of latents that never fire.';
+comment on column variants.gamma is
+    'Relative reconstruction bias: 1 is none, below 1 is shrinkage.';
+comment on column variants.cpu_seconds is
+    'CPU time of the SAE''s own training steps, those of the language model inside them included.';
+comment on column variants.flops_per_token is
+    'Operations of the SAE''s own products of matrices in training, per token; none of the language model''s.';
+comment on column variants.concept_coverage is
+    'Share of the bundled world''s concepts that have a latent of their own, F1 >= 0.8 on other text.';
+comment on column variants.mmcs is
+    'A twin trained on mixtures of known directions: mean over these of the largest cosine with a decoder row.';
+comment on column variants.recovered_share is
+    'Share of those directions that the twin found.';
 
 -- A point is on the Pareto front when its loss is below that of every point with fewer latents on,
 -- or as many; points with the same L0 are ordered by loss, so of equal points one is kept.
@@ -124,7 +219,7 @@ select
     experiment, site, variant, kind, objective, d_sae, seed,
     l0, fvu, fvu_stderr, delta_lm_loss, delta_lm_loss_stderr, loss_recovered,
     fvu < coalesce(min(fvu) over (
-        partition by experiment, site, kind order by l0, fvu, variant
+        partition by experiment, site, kind, objective order by l0, fvu, variant
         rows between unbounded preceding and 1 preceding
     ), 'infinity') as is_pareto,
     fvu < coalesce(min(fvu) over (
@@ -132,7 +227,7 @@ select
         rows between unbounded preceding and 1 preceding
     ), 'infinity') as is_pareto_of_site,
     delta_lm_loss < coalesce(min(delta_lm_loss) over (
-        partition by experiment, site, kind order by l0, delta_lm_loss, variant
+        partition by experiment, site, kind, objective order by l0, delta_lm_loss, variant
         rows between unbounded preceding and 1 preceding
     ), 'infinity') as is_pareto_in_loss
 from leaderboard
@@ -140,7 +235,7 @@ where l0 is not null and fvu is not null
 order by experiment, site, kind, l0;
 comment on view frontier is
     'Sparsity against fidelity of each measured SAE, and whether no other beats it in both.';
-comment on column frontier.is_pareto is 'No SAE of this kind at this site beats it in L0 and FVU.';
+comment on column frontier.is_pareto is 'No SAE of this kind and objective at this site beats it in L0 and FVU.';
 comment on column frontier.is_pareto_of_site is 'The same among all kinds at this site.';
 comment on column frontier.is_pareto_in_loss is 'As is_pareto, in L0 and delta_lm_loss.';
 

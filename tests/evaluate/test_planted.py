@@ -7,7 +7,6 @@ from sae_lib.evaluate.planted import (
     ORTHONORMAL,
     OVERCOMPLETE,
     absorption,
-    best_matches,
     planted_rows,
     probe_accuracy,
 )
@@ -25,6 +24,7 @@ from sae_lib.synthetic.controls import (
 )
 from sae_lib.synthetic.dictionary import (
     bags,
+    best_matches,
     firing_probabilities,
     ground_truth_dictionary,
     moments,

@@ -12,6 +12,7 @@ POINTS = pl.DataFrame(
         "site": ["s"] * 3,
         "variant": ["a", "b", "</text><script>alert(1)</script>"],
         "kind": ["topk", "topk", "relu"],
+        "objective": ["plain", "plain", None],
         "d_sae": [2048] * 3,
         "l0": [16.0, 32.0, 30.0],
         "fvu": [0.2, 0.1, 0.3],
@@ -147,6 +148,47 @@ def test_every_number_of_a_training_has_a_curve_the_known_ones_first():
         curve = CURVES.with_columns(name=pl.lit(name))
         title = plots.CURVES.get(name, name)
         assert title in str(plots.training_curves(curve, name).to_dict())
+
+
+def _curves_of(variants):
+    return pl.concat(CURVES.filter(variant="a").with_columns(variant=pl.lit(v)) for v in variants)
+
+
+def _encoding(chart):
+    return chart.to_dict()["encoding"]
+
+
+def test_few_saes_have_a_line_each_and_of_many_those_of_a_family_share_one():
+    few = [f"topk-k{k}-s{seed}" for k in range(4) for seed in range(2)]
+    many = [f"topk-k{k}-s{seed}" for k in range(10) for seed in range(3)]
+    for variants, names in ((few, set(few)), (many, {f"topk-k{k}" for k in range(10)})):
+        chart = plots.training_curves(_curves_of(variants), "fvu")
+        assert names <= set(_texts(to_svg(chart)))
+        assert _encoding(chart)["color"]["scale"]["domain"] == sorted(names)
+        assert chart.data["variant"].n_unique() == len(variants)
+
+
+def test_a_colour_that_comes_around_again_has_another_dash():
+    chart = plots.training_curves(_curves_of(f"v{i:02}" for i in range(20)), "fvu")
+    colours, dashes = (_encoding(chart)[name]["scale"]["range"] for name in ("color", "strokeDash"))
+    assert len(set(zip(colours, map(tuple, dashes), strict=True))) == 20
+
+
+@pytest.mark.parametrize("length", [8, 60, 200])
+def test_long_names_do_not_make_a_picture_wider(length):
+    names = [f"{'x' * length}-{i}" for i in range(5)]
+    for chart in (
+        plots.training_curves(_curves_of(names), "fvu"),
+        plots.frontier(pl.concat(POINTS.with_columns(kind=pl.lit(name)) for name in names)),
+    ):
+        width = float(ElementTree.fromstring(to_svg(chart)).get("width"))
+        assert width < 1.3 * plots.WIDTH
+
+
+def test_training_strategies_are_families_of_their_own():
+    other = POINTS.with_columns(objective=pl.lit("end_to_end"))
+    texts = _texts(to_svg(plots.frontier(pl.concat([POINTS, other]))))
+    assert {"topk 2048", "topk 2048, end_to_end", "relu 2048, end_to_end"} <= set(texts)
 
 
 def test_curves_keep_the_first_and_the_last_point():

@@ -37,6 +37,15 @@ def test_probabilities_are_log_spaced_and_sum_to_the_mean_number_of_active_featu
     torch.testing.assert_close(ratios, ratios[:1].expand(15))
 
 
+def test_under_zipfs_law_the_chance_times_the_shifted_rank_is_the_same_for_all():
+    p = firing_probabilities(SMALL.but(firing="zipf", zipf_offset=8.0))
+    assert p.sum().item() == pytest.approx(2.0, rel=1e-6)
+    products = p * torch.arange(9, 25)
+    torch.testing.assert_close(products, products[:1].expand(16))
+    with pytest.raises(ValidationError, match=r"zipf_offset=0\.0 .* raise zipf_offset"):
+        SMALL.but(firing="zipf", zipf_offset=0.0, mean_active=4.0)
+
+
 def test_the_defaults_are_those_of_the_specification():
     p = firing_probabilities(DictionaryConfig())
     assert p[0].item() == pytest.approx(0.2, rel=0.02)

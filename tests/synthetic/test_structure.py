@@ -290,6 +290,19 @@ def test_moments_of_magnitudes_are_their_integrals(kind, std, floor):
         assert found == pytest.approx(integral, rel=1e-5)
 
 
+def test_exponential_magnitudes_begin_at_the_floor():
+    cfg = ALL.but(magnitudes="exponential", magnitude_std=0.7, magnitude_floor=0.5)
+    z = next(sparse_mixtures(cfg, 20_000)).z
+    strengths = z[z > 0].double()
+    assert strengths.min().item() == pytest.approx(0.5, abs=1e-3)
+    # an exponential's spread is its mean, and half of it lies below ln 2 of it
+    assert (strengths - 0.5).std().item() == pytest.approx(0.7, rel=0.02)
+    assert strengths.median().item() == pytest.approx(0.5 + 0.7 * math.log(2), rel=0.01)
+    first, second = magnitude_moments(cfg)
+    assert first == pytest.approx(strengths.mean().item(), rel=0.01)
+    assert second == pytest.approx(strengths.square().mean().item(), rel=0.02)
+
+
 def test_lognormal_magnitudes_are_lognormal():
     cfg = ALL.but(magnitudes="lognormal", magnitude_std=0.3)
     z = next(sparse_mixtures(cfg, 20_000)).z

@@ -89,6 +89,92 @@ def test_every_headline_is_a_definition_that_evaluations_have(warehouse):
     assert named <= set(warehouse.ask("from leaderboard").columns)
 
 
+def test_variants_are_means_over_seeds_with_their_standard_errors(warehouse, fill, number):
+    for seed, fvu in enumerate((0.1, 0.2, 0.6)):
+        fill(f"topk-w32-k4-s{seed}", l0=4.0, fvu=fvu, dead_share=0.01 * seed)
+    fill("topk-w32-k8-s10", l0=8.0, fvu=0.05)
+    cells = [("e", "s", f"topk-w32-k4-s{seed}") for seed in range(4)]
+    warehouse.publish([*cells, ("e", "s", "topk-w32-k8-s10"), ("e", "s", "missing-s0")])
+    found = warehouse.ask(
+        "select family, kind, objective, d_sae, num_declared, num_seeds, num_unfinished, l0, "
+        "l0_stderr, fvu, fvu_stderr, dead_share, gamma, gamma_stderr from variants"
+    ).rows()
+    assert [row[0] for row in found] == ["topk-w32-k8", "topk-w32-k4", "missing"]
+    alone, three, missing = found
+    assert alone[1:] == ("topk", None, 32, 1, 1, 0, 8.0, None, 0.05, None, None, None, None)
+    assert three[1:9] == ("topk", None, 32, 4, 3, 0, 4.0, 0.0)
+    # 0.1, 0.2, 0.6: deviations -0.2, -0.1, 0.3 from 0.3, so a variance of 0.14 / 2
+    assert three[9:11] == pytest.approx((0.3, math.sqrt(0.07 / 3)))
+    assert three[11] == pytest.approx(0.01)
+    assert missing[1:7] == (None, None, None, 1, 0, 0)
+
+
+def test_a_standard_error_needs_a_value_of_every_seed(warehouse, fill):
+    fill("a-s0", l0=4.0, fvu=0.1)
+    fill("a-s1", l0=4.2, fvu=0.3)
+    fill("a-s2", l0=4.4)
+    warehouse.publish()
+    (row,) = warehouse.ask("select fvu, fvu_stderr, l0_stderr from variants").rows()
+    assert row == (pytest.approx(0.2), None, pytest.approx(0.2 / math.sqrt(3)))
+
+
+def test_variants_know_costs_training_and_ground_truth(warehouse, number):
+    for seed in (0, 1):
+        where = {"variant": f"gated-w32-s{seed}", "sae_id": f"sae{seed}"}
+        sae = {
+            **SAE,
+            "kind": "gated",
+            "objective": "end_to_end",
+            "status": ("complete", "diverged")[seed],
+            "tokens": 100,
+            "flops": 5000.0 * (1 + seed),
+            "cpu_seconds": 3.0 + seed,
+        }
+        warehouse.write("saes", [sae], **where)
+        gamma = number("relative_reconstruction_bias", 0.9, definition="ratio_of_sums")
+        warehouse.write("metrics", [gamma], **where)
+        share = 0.2 + 0.2 * seed
+        coverage = [
+            ("sae", "all", share, "one_to_one", 0.8),
+            ("sae", "all", 0.9, "one_to_one", 0.5),
+            ("sae", "all", 0.95, "union_of_10", 0.8),
+            ("sae", "scope:token", 0.8, "one_to_one", 0.8),
+            ("linear_probes", "all", 1.0, "one_to_one", 0.8),
+        ]
+        rows = [
+            _applied(number, "concepts", how, task, "coverage", value, definition=kind, f1=f1)
+            for how, task, value, kind, f1 in coverage
+        ]
+        rows += [
+            _applied(number, "dictionary", "twin", "mixtures", "mmcs", 0.7 + 0.1 * seed),
+            _applied(number, "dictionary", "twin", "mixtures", "recovered", 0.5),
+            _applied(number, "dictionary", "untrained", "mixtures", "mmcs", 0.1),
+        ]
+        warehouse.write("applications", rows, **where)
+    warehouse.publish()
+    row = warehouse.ask("from variants").row(0, named=True)
+    assert (row["kind"], row["objective"], row["num_seeds"]) == ("gated", "end_to_end", 2)
+    assert row["num_unfinished"] == 1
+    assert (row["cpu_seconds"], row["flops_per_token"]) == (3.5, 75.0)
+    assert (row["gamma"], row["gamma_stderr"]) == (pytest.approx(0.9), pytest.approx(0))
+    assert row["concept_coverage"] == pytest.approx(0.3)
+    assert row["concept_coverage_stderr"] == pytest.approx(0.1)
+    assert row["mmcs"] == pytest.approx(0.75)
+    assert (row["recovered_share"], row["recovered_share_stderr"]) == (0.5, 0.0)
+
+
+def test_every_column_of_the_leaderboard_and_of_variants_is_documented(warehouse):
+    warehouse.publish()
+    shared = {"experiment", "site", "variant", "kind", "objective", "d_sae", "seed", "sae_id"}
+    for view in ("leaderboard", "variants"):
+        told = warehouse.ask(
+            "select column_name from duckdb_columns() where table_name = ? and comment is null",
+            view,
+        )["column_name"]
+        left = {name for name in told if not name.endswith("_stderr")}
+        assert left <= shared | {"created_at"}, view
+
+
 def test_the_frontier_keeps_the_five_points_of_the_reference(warehouse, fill):
     points = {"a": (20, 0.30), "c": (40, 0.20), "b": (40, 0.25), "d": (80, 0.21), "e": (160, 0.10)}
     for variant, (l0, fvu) in points.items():
@@ -215,8 +301,9 @@ def test_compare_matches_settings_and_not_only_names(warehouse, number):
     assert found.rows() == [(0.5, None), (None, 0.5)]
 
 
-def _applied(number, application, method, task, name, value, **params):
-    return ApplicationRow(application, method, task, number(name, value, params=params))
+def _applied(number, application, method, task, name, value, *, definition="d", **params):
+    found = number(name, value, definition=definition, params=params)
+    return ApplicationRow(application, method, task, found)
 
 
 def test_applications_are_averaged_over_tasks_by_setting(warehouse, number):
