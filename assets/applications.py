@@ -70,8 +70,7 @@ def compute_applications(
     study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
 ) -> int:
     from sae_lib.apply import Bench, apply_site
-    from sae_lib.models.placed import PlacedModel
-    from sae_lib.models.places import Place
+    from sae_lib.models.placed import placed
     from sae_lib.saes.files import load_sae
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
@@ -81,7 +80,7 @@ def compute_applications(
         }
         model = language_model(study, store)
         bench = Bench(
-            model=model if Place.parse(site).is_single else PlacedModel(model),
+            model=placed(model, site),
             site=site,
             coders=coders,
             split=token_split(study, store, log, "eval"),

@@ -91,8 +91,7 @@ def compute_explanations(
     study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
 ) -> int:
     from sae_lib.explain import explain_site
-    from sae_lib.models.placed import PlacedModel
-    from sae_lib.models.places import Place
+    from sae_lib.models.placed import placed
     from sae_lib.saes.files import load_sae
 
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
@@ -102,7 +101,7 @@ def compute_explanations(
         }
         model = language_model(study, store)
         explained = explain_site(
-            model if Place.parse(site).is_single else PlacedModel(model),
+            placed(model, site),
             token_split(study, store, log, "train"),
             site,
             coders,

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import yaml
 from sae_lib.apply import APPLICATIONS
 from sae_lib.evaluate import METRICS
 from sae_lib.explain import EXPLAINERS
+from sae_lib.report.survey import declared_table, row_of
 from sae_lib.saes import VARIANTS
 from sae_lib.training.config import TrainConfig
 from sae_lib.training.objectives import OBJECTIVES
-from sae_workflows.experiment import ExperimentFile
+from sae_lib.training.survey import ROWS
+from sae_workflows.experiment import ExperimentFile, load_experiment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -80,6 +83,60 @@ def test_the_python_in_the_readme_runs_and_prints_what_it_says():
     assert numbers
     assert float(numbers[1]) < 0.25
     assert float(numbers[2]) > 0.8
+
+
+VARIANTS_PAGE = (ROOT / "docs" / "variants.md").read_text()
+
+
+def test_the_table_of_variants_is_what_the_registry_says():
+    shown = re.search(r"<!-- declared -->\n(.*?)\n<!-- end -->", VARIANTS_PAGE, re.DOTALL)
+    assert shown
+    assert shown[1] == declared_table(), "print it again: sae variants --markdown"
+
+
+def _sections():
+    """Text under each heading of the lowest level, by heading."""
+    parts = re.split(r"^### (.+)$", VARIANTS_PAGE, flags=re.MULTILINE)
+    texts = (re.split(r"^## ", text, flags=re.MULTILINE)[0] for text in parts[2::2])
+    return dict(zip(parts[1::2], texts, strict=True))
+
+
+def test_every_row_of_the_survey_has_its_section_and_no_other_has():
+    assert sorted(_sections()) == sorted(row.name for row in ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_section_of_a_variant_names_every_dial(row):
+    text = _sections()[row.name]
+    dials = set(VARIANTS[row.kind].dials)
+    if row.objective not in ("plain", VARIANTS[row.kind].needs_objective):
+        dials |= OBJECTIVES[row.objective].model_fields.keys() - {"kind", "seed"}
+    missing = {dial for dial in dials if f"`{dial}`" not in text}
+    assert not missing
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_entries_shown_for_a_variant_are_of_it(row, tmp_path: Path):
+    shown = re.findall(r"```yaml\n(.*?)```", _sections()[row.name], re.DOTALL)
+    assert len(shown) == 1
+    sites = ["resid_post.1", "resid_post.2"]
+    places = [*sites, "resid_mid.2>mlp_out.2", "+".join(sites)]
+    asked = {
+        "name": "shown",
+        "model": {"id": "world"},
+        "corpus": {"id": "world", "tokens": 200_000, "context": 128},
+        "sites": places,
+        "saes": yaml.safe_load(shown[0]),
+    }
+    file = tmp_path / "shown.yaml"
+    file.write_text(yaml.safe_dump(asked))
+    study = load_experiment(file)
+    assert study.variants
+    for one in study.variants:
+        kind, objective = one.sae["kind"], one.objective["kind"]
+        family = re.sub(r"-s\d+$", "", one.id)
+        assert row_of(family, kind, objective, json.dumps(dict(one.sae))) == row
+        assert one.places
 
 
 def test_every_target_the_readme_names_is_in_the_makefile():

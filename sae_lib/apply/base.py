@@ -10,7 +10,6 @@ from sae_lib.activations.tokens import TokenSplit
 from sae_lib.config import Config
 from sae_lib.errors import BadInput
 from sae_lib.models.language_model import LanguageModel
-from sae_lib.models.placed import PlacedModel
 from sae_lib.papers import Paper
 from sae_lib.registry import Registry
 from sae_lib.saes.base import SparseCoder
@@ -23,7 +22,7 @@ OnProgress = Callable[[int, int], None]
 class Bench(NamedTuple):
     """All an application may use: one site of one model, and the coders that read it."""
 
-    model: LanguageModel | PlacedModel
+    model: LanguageModel
     site: str
     coders: Mapping[str, SparseCoder[Any]]
     """By name. Baselines are listed with every coder, so without one there are no rows."""

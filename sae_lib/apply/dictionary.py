@@ -29,7 +29,7 @@ Sources: Sharkey et al. 2022 (mean max cosine similarity on such data), Rajamano
 which the order of variants on fidelity is known.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -74,7 +74,6 @@ MEASURES = {
     "dead_share": ("never_on_held_out", "latents"),
 }
 """Definition, and what is counted, of every number."""
-
 
 POINTS_AWAY = "reconstructions are 0 or point away from the rows: sum <x, x_hat> <= 0"
 
@@ -203,14 +202,23 @@ class DictionaryRecoveryConfig(ApplicationConfig):
         return resolve(cfg, twin)
 
     def apply(self, bench: Bench, on_progress: OnProgress) -> dict[str, Applied]:
+        cfgs = {name: coder.cfg for name, coder in bench.coders.items()}
+        return {name: Applied(rows, []) for name, rows in self.compare(cfgs, on_progress).items()}
+
+    def compare(
+        self,
+        cfgs: Mapping[str, SaeConfig],
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> dict[str, list[ApplicationRow]]:
+        """Rows of every coder by name; all that is asked of a coder is its config."""
         twins: dict[str, SaeConfig] = {}
         key_of: dict[str, str] = {}
-        absent: dict[str, list[ApplicationRow]] = {}
-        for name, coder in bench.coders.items():
+        found: dict[str, list[ApplicationRow]] = {}
+        for name, cfg in cfgs.items():
             try:
-                twin = twin_of(coder.cfg, self.data, self.width)
+                twin = twin_of(cfg, self.data, self.width)
             except NotApplicable as error:
-                absent[name] = [self._row("twin", self.headline, None, reason=error.reason)]
+                found[name] = [self._row("twin", self.headline, None, reason=error.reason)]
                 continue
             key_of[name] = twin.model_dump_json()
             twins[key_of[name]] = twin
@@ -221,10 +229,7 @@ class DictionaryRecoveryConfig(ApplicationConfig):
             for (key, twin), one in zip(twins.items(), fitted, strict=True)
         }
         on_progress(whole, whole)
-        return {
-            name: Applied(absent[name] if name in absent else rows[key_of[name]], [])
-            for name in bench.coders
-        }
+        return {**found, **{name: rows[key] for name, key in key_of.items()}}
 
     def _fit(self, twins: Sequence[SaeConfig], on_step: Callable[[int], None]) -> list[Fitted]:
         scale = 1 / root_mean_square_norm(self.data)

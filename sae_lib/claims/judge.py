@@ -370,7 +370,7 @@ def _as_they_are(
             "interpolate."
         )
     values = [{seed: points[0][1] for seed, points in one.items()} for one in curves]
-    return _Sample(*values, f" at L0 {means[0]:.3g} and {means[1]:.3g}")
+    return _Sample(values[0], values[1], f" at L0 {means[0]:.3g} and {means[1]:.3g}")
 
 
 def _over_common_range(
@@ -388,14 +388,16 @@ def _over_common_range(
         raise _Incomparable(
             f"No {matched.text} is covered by every seed of both: {ranges[0]}, {ranges[1]}."
         )
-    grid = np.linspace(low, high, GRID_POINTS)
+    grid = np.linspace(low, high, GRID_POINTS).tolist()
     values = [
-        {seed: float(np.interp(grid, *zip(*points, strict=True)).mean()) for seed, points in
-         found.items()}
+        {
+            seed: float(np.mean([_interpolated(points, x) for x in grid]))
+            for seed, points in found.items()
+        }
         for found in curves
-    ]  # fmt: skip
+    ]
     span = f" at {matched.text} {_plain(matched, low)} to {_plain(matched, high)}"
-    return _Sample(*values, span)
+    return _Sample(values[0], values[1], span)
 
 
 def _curves(claim: Claim, matched: Quantity, family: _Family) -> dict[int, Points]:
@@ -427,7 +429,12 @@ def _at(points: Points, x: float, family: _Family, matched: Quantity) -> float:
             f"{family.name} covers, {_plain(matched, points[0][0])} to "
             f"{_plain(matched, points[-1][0])}."
         )
-    return float(np.interp(x, *zip(*points, strict=True)))
+    return _interpolated(points, x)
+
+
+def _interpolated(points: Points, x: float) -> float:
+    """Linear between neighbours; ``x`` lies in their range."""
+    return float(np.interp(x, [at for at, _ in points], [y for _, y in points]))
 
 
 def _scaled(claim: Claim, value: float) -> float:

@@ -15,6 +15,12 @@ _LATENTS = """
 """
 
 QUESTIONS: dict[str, str] = {
+    "claims": """
+        select claim, statement, verdict, place as site, a, b, quantity, is_relative, effect, low,
+            high, n, comparison, reason
+        from claims where experiment = $experiment
+        order by place = '', claim, place, a, b
+    """,
     "experiment": """
         select description, config, packages, path, created_at
         from stored.experiments where experiment = $experiment

@@ -102,7 +102,7 @@ def families_at_l0(families: pl.DataFrame, value: str) -> Any:
     shape = alt.Shape(
         "objective:N", title="training", scale=alt.Scale(domain=objectives, range=shapes)
     )
-    legend = alt.Legend(symbolStrokeColor=GUIDE, symbolFillColor="transparent")
+    legend = alt.Legend(symbolStrokeColor=GUIDE, symbolFillColor="transparent", columns=1)
     shape = shape.legend(legend if len(objectives) > 1 else None)
     base = alt.Chart(rows)
     upright = base.transform_filter("datum.low != null").mark_rule(strokeWidth=1.5, opacity=0.7)

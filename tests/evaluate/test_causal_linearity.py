@@ -142,4 +142,5 @@ def test_the_pass_over_a_model_gives_what_the_model_says(tools, model):
         moved_sum += moved[counts].sum().item()
         left_sum += left[counts].sum().item()
     assert row.value == pytest.approx(moved_sum / left_sum, rel=1e-4)
+    assert row.value is not None
     assert 0 < row.value < 1.5

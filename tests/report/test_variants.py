@@ -9,12 +9,15 @@ from xml.etree import ElementTree
 
 import polars as pl
 import pytest
+import yaml
 from playwright.sync_api import sync_playwright
 from scipy import stats
 
+from sae_lib.errors import UnknownName
 from sae_lib.report.figures import figures
 from sae_lib.report.questions import QUESTIONS
 from sae_lib.report.study import study_report
+from sae_lib.report.survey import declared_table, measured, measured_table, row_of
 from sae_lib.report.theme import to_svg
 from sae_lib.report.variants import (
     are_compared,
@@ -23,6 +26,7 @@ from sae_lib.report.variants import (
     forest,
     with_intervals,
 )
+from sae_lib.training.survey import ROWS
 from sae_lib.warehouse.publish import publish
 from sae_lib.warehouse.query import query
 from sae_lib.warehouse.rows import ApplicationRow, Measurement
@@ -158,6 +162,16 @@ def test_one_seed_has_no_interval_and_families_are_numbered_by_site(answers):
     assert alone.filter(site="resid_post.3")["number"].to_list() == [1]
 
 
+def _titles(svg):
+    """Texts that appear when the pointer rests on a mark."""
+    root = ElementTree.fromstring(svg)
+    return [node.text or "" for node in root.iter() if node.tag.endswith("title")]
+
+
+def _width(chart):
+    return float(ElementTree.fromstring(to_svg(chart)).attrib["width"])
+
+
 def _rows(chart):
     return [row for rows in chart.to_dict()["datasets"].values() for row in rows]
 
@@ -177,9 +191,7 @@ def test_the_picture_has_a_point_per_family_with_bars_both_ways(answers, value):
         assert row["high"] - row["low"] == pytest.approx(2 * half)
         assert row["left"] < row["l0"] < row["right"]
     svg = to_svg(chart)
-    titles = [
-        node.text for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("title")
-    ]
+    titles = _titles(svg)
     assert sum(title.startswith("no.") for title in titles) == 4
     for name in ("gated", "standard", "topk", "layer_group", "specialized"):
         assert f">{name}<" in svg
@@ -211,6 +223,7 @@ def test_architectures_beyond_the_palette_are_hollow():
         zip(encoding["stroke"]["scale"]["range"], encoding["fill"]["scale"]["range"], strict=True)
     )
     assert len(set(looks)) == 12
+    assert _width(families_at_l0(with_intervals(rows), "fvu")) < 400
     assert encoding["shape"]["legend"] is None
 
 
@@ -230,8 +243,7 @@ def test_the_list_keeps_the_order_of_the_table(answers):
         "standard  3",
         "topk, layer_group  4",
     ]
-    width = float(ElementTree.fromstring(to_svg(forest(here, "fvu"))).get("width"))
-    assert width < 360
+    assert _width(forest(here, "fvu")) < 360
 
 
 def test_the_tree_is_made_again_from_the_distances(answers):
@@ -320,5 +332,57 @@ def test_names_without_end_do_not_make_the_page_wider_than_the_screen(html, tmp_
             )
             assert min(sizes) > 250
             name = page.locator("#leaderboard td.name", has_text=LONG[:20]).first
-            assert name.bounding_box()["width"] < 400
+            box = name.bounding_box()
+            assert box is not None
+            assert box["width"] < 400
         browser.close()
+
+
+def test_the_survey_table_finds_the_row_of_every_family(db):
+    found = {(line["name"], line["site"]): line for line in measured(db, "e")}
+    names = [name for name, _ in found]
+    assert names == ["SAE", "Gated SAE", *["Layer Group SAE"] * 3, "Specialized SAE"]
+    gated = found["Gated SAE", "resid_post.2"]
+    assert (gated["seeds"], gated["fvu"]) == (3, pytest.approx(0.21))
+    assert gated["fvu_half"] == pytest.approx(stats.t.ppf(0.975, 2) * 0.01 / 3**0.5)
+    assert found["Layer Group SAE", "resid_post.3"]["fvu_half"] is None
+    with pytest.raises(UnknownName, match="nothing"):
+        measured(db, "nothing")
+
+
+def test_the_survey_table_in_markdown_has_the_measured_columns_only(db):
+    head, rule, first, *others = measured_table(db, "e").splitlines()
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert columns == [
+        *("name", "site", "seeds", "L0", "FVU", "loss recovered", "γ", "concept coverage"),
+        *("CPU s", "FLOPs / token"),
+    ]
+    assert rule.count("|") == head.count("|")
+    assert first.startswith("| SAE | `resid_post.2` | 3 | 8.1 ± 0.25 | 0.31 ± 0.025 |")
+    assert first.endswith("| 3 ± 2.5 | 2,000 |")
+    assert len(others) == 5
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "objective", "config", "name"),
+    [
+        ("topk-w64-k8", "topk", "plain", {}, "TopK SAE"),
+        ("gemma_scope-w64", "jumprelu", "plain", {}, "Gemma Scope recipe"),
+        ("jumprelu-w64", "jumprelu", "plain", {}, "JumpReLU SAE"),
+        ("x", "transcoder", "transcode", {"skip": False}, "Transcoder"),
+        ("x", "transcoder", "transcode", {"skip": True}, "Skip transcoder"),
+        ("x", "batch_topk", "end_to_end", {}, "End-to-end SAE"),
+        ("x", "unheard", "plain", {}, None),
+    ],
+)
+def test_a_family_is_a_row_by_preset_settings_and_training(family, kind, objective, config, name):
+    row = row_of(family, kind, objective, json.dumps(config))
+    assert (row.name if row else None) == name
+
+
+def test_the_declared_table_has_every_row_with_its_dials():
+    lines = declared_table().splitlines()[2:]
+    assert len(lines) == len(ROWS)
+    for line, row in zip(lines, ROWS, strict=True):
+        assert line.startswith(f"| {row.name} | {'yes' if row.in_table else 'no'} | `{{")
+        assert yaml.safe_load(re.findall("`({.*?})`", line)[0]) == row.entry

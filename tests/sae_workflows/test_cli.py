@@ -28,6 +28,7 @@ def test_help_names_every_command(tmp_path: Path):
     for command in (
         "run",
         "curves",
+        "variants",
         "validate",
         "list",
         "show",
@@ -144,6 +145,21 @@ def test_a_list_is_a_table_for_people(ran):
     said = sae("list", "variants", home=home).stdout
     assert "topk" in said
     assert "summary" in said
+
+
+def test_variants_are_the_rows_of_the_survey_and_what_they_came_to(ran):
+    _, home, _ = ran
+    rows = json.loads(sae("variants", "--json", home=home).stdout)
+    assert rows[0]["name"] == "SAE"
+    assert sae("variants", "--markdown", home=home).stdout.startswith("| name |")
+    (line,) = json.loads(sae("variants", "small", "--json", home=home).stdout)
+    assert (line["name"], line["seeds"], line["l0"]) == ("TopK SAE", 1, 2.0)
+    assert 0 < line["fvu"] < 1
+    assert "| TopK SAE |" in sae("variants", "small", "--markdown", home=home).stdout
+    assert "TopK SAE" in sae("variants", "small", home=home).stdout
+    wrong = sae("variants", "smal", home=home)
+    assert wrong.returncode == 2
+    assert "small" in wrong.stderr
 
 
 def test_show_knows_saes_experiments_and_members(ran):

@@ -70,7 +70,7 @@ def test_cells_are_those_that_make_sense(finished):
         "resid_post.2",
     }
     assert [variant for site, variant in cells if site == OVER] == [
-        "transcoder-w32-k4-activationtopk-skipTrue-transcode-s0"
+        "transcoder-w32-k4-skipTrue-transcode-s0"
     ]
     assert [variant for site, variant in cells if site == ACROSS] == [
         "crosscoder-w32-k4-activationbatch_topk-crosscode-s0"
@@ -82,7 +82,7 @@ def test_every_cell_has_its_sae_its_numbers_and_its_explanations(finished):
     study, home, _ = finished
     leaders = query(home / "results.duckdb", "select * from leaderboard")
     assert leaders.height == len(study.cells())
-    for column in ("l0", "fvu", "delta_lm_loss", "loss_recovered"):
+    for column in ("l0", "fvu", "delta_lm_loss"):
         assert leaders[column].null_count() == 0, column
     assert leaders["fvu"].min() < 0.9
     saes = query(home / "results.duckdb", "select * from saes")

@@ -225,10 +225,9 @@ def test_a_few_tokens_are_learnt_by_heart(cfg: SaeConfig, fitted: Any, mixtures:
     assert short.numbers["fvu"] < 0.25 * first["value"]
 
 
-@every_example
-def test_learns_a_known_dictionary(cfg: SaeConfig, fitted: Any, mixtures: Any):
-    if getattr(cfg, "skip", False):
-        pytest.skip("the linear way past the latents explains x all alone; see test_transcoder.py")
+@every_variant
+def test_learns_a_known_dictionary(variant: type[SaeConfig], fitted: Any, mixtures: Any):
+    cfg = variant.example()
     # as many directions on at a time as the examples' k: with fewer, other dictionaries do as well
     cfg = cfg.but(d_in=24, d_sae=48)
     x, directions = mixtures(8192, cfg.d_in, num_true=24, on=4.0)
