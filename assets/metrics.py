@@ -134,18 +134,17 @@ def compute_metrics(
 def mean_activation(study: Study, store: Store, site: str, log: Callable[[str], None]) -> Any:
     """Mean over training tokens of what is reconstructed at ``site``: from the store, or from a
     streamed sample."""
-    import torch
-
+    from sae_lib.activations.stats import joined_means
     from sae_lib.activations.store import ActivationStore
 
-    means = []
+    found = []
     for one in Place.parse(site).writes:
         if store.artifacts.exists(study.harvested(one)):
             source = ActivationStore.open(store.artifacts.path(study.harvested(one)))
         else:
             source = streamed(study, store, [one], log, batch_tokens=MEAN_BATCH_TOKENS, seed=0)
-        means.append(source.stats(one).mean.float())
-    return torch.cat(means)
+        found.append(source.stats(one))
+    return joined_means(found)
 
 
 def _rows(

@@ -8,11 +8,11 @@ after Chan, Golub and LeVeque (1979), in float64; the textbook ``E[x^2] - E[x]^2
 digits where a mean is large, as it is in some dimensions of every residual stream.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from sae_lib.errors import BadInput
@@ -94,3 +94,8 @@ class RunningStats:
     def is_finite(self) -> bool:
         """Whether no value so far was infinite or not a number. Waits for the device."""
         return bool(self.norms.isfinite().all())
+
+
+def joined_means(stats: Sequence[SiteStats]) -> Float32[Tensor, " _"]:
+    """Means of several sites, one after the other."""
+    return torch.cat([one.mean.float() for one in stats])

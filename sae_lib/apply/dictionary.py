@@ -25,8 +25,8 @@ The default data: 64 dimensions, 128 directions, of which 3 are on in the mean, 
 a probability in proportion to 1/(i + 8); magnitudes .5 + .7 Exp(1), noise .02.
 
 Sources: Sharkey et al. 2022 (mean max cosine similarity on such data), Rajamanoharan et al. 2024
-(gamma). Differs from the former: gradients, schedule and data are those of one toy at
-which the order of variants on fidelity is known.
+(gamma). Differs from the former: features fire independently, by Zipf's law, and the dictionary is
+larger than the space in which it lies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +151,7 @@ class DictionaryRecoveryConfig(ApplicationConfig):
     steps: int = Field(default=1500, gt=0)
     """Steps of 512 fresh rows."""
 
-    lr: float = Field(default=2e-3, gt=0)
+    lr: float = Field(default=5e-3, gt=0)
     """Peak learning rate of Adam, at unit mean square norm."""
 
     rows: int = Field(default=32_768, gt=0)

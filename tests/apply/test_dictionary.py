@@ -71,7 +71,7 @@ def numbers(rows) -> dict:
 # --- the data ---
 
 
-def test_the_default_data_are_the_toy_at_which_the_order_of_variants_is_known():
+def test_the_default_data_are_three_of_128_directions_by_zipfs_law():
     cfg = DictionaryRecoveryConfig()
     assert (cfg.data.d_in, cfg.data.num_features, cfg.width, cfg.data.noise) == (64, 128, 128, 0.02)
     ranks = torch.arange(1, 129)

@@ -17,8 +17,19 @@ from sae_workflows.home import adopt, experiment_files, outlines
 
 ROOT = Path(__file__).parents[2]
 
+SITES, VARIANTS = ("resid_post.0", "resid_post.1"), ("x", "y", "z")
+
 OUTLINE = Outline(
-    "a-study", "", "a.yaml", "tiny", ("resid_post.0", "resid_post.1"), ("x", "y", "z"), True, True
+    name="a-study",
+    description="",
+    file="a.yaml",
+    model="tiny",
+    sites=SITES,
+    variants=VARIANTS,
+    explains=True,
+    applies=True,
+    groups_layers=False,
+    cells={cell_key(site, variant): (site,) for site in SITES for variant in VARIANTS},
 )
 
 
