@@ -22,6 +22,9 @@ from sae_lib.errors import BadInput, nearest
 WORLD = "world"
 """The corpus that comes with the package."""
 
+FORMAL = "formal:"
+"""Begins the names of the formal languages' corpora: ``formal:dyck`` and so on."""
+
 Split = Literal["train", "eval"]
 
 SPLITS: tuple[Split, ...] = ("train", "eval")
@@ -39,7 +42,8 @@ class CorpusConfig(Config):
     """Which text, how much of it, and how it is cut."""
 
     id: str = Field(min_length=1)
-    """``world``, a local file or folder (.txt, .jsonl, .csv, .parquet), or a hub dataset."""
+    """``world``, ``formal:LANGUAGE`` (dyck, expr, pcfg-english), a local file or folder (.txt,
+    .jsonl, .csv, .parquet), or a hub dataset."""
 
     tokens: int = Field(gt=0)
     """Training tokens wanted, in positions of contexts (special tokens included)."""
@@ -97,12 +101,12 @@ class CorpusDocument(NamedTuple):
 
 
 def local_path(cfg: CorpusConfig, relative_to: Path | None = None) -> Path | None:
-    """The file or folder that ``cfg.id`` names, or None for the world and for the hub.
+    """The file or folder that ``cfg.id`` names, or None for bundled corpora and for the hub.
 
     A relative path is taken from ``relative_to`` (the folder of the experiment file). What looks
     like a path but does not exist is still returned, so that `check_corpus` can say so.
     """
-    if cfg.id == WORLD:
+    if is_bundled(cfg.id):
         return None
     path = (relative_to or Path()) / cfg.id
     looks_local = (
@@ -122,6 +126,8 @@ def check_corpus(cfg: CorpusConfig, relative_to: Path | None = None) -> None:
     empty file, column), naming the key and the value. The hub is not contacted.
     """
     path = local_path(cfg, relative_to)
+    if cfg.id.startswith(FORMAL):
+        _formal_language(cfg)
     if path is None:
         return
     for file in _readers.text_files(path, key="corpus.id"):
@@ -139,8 +145,9 @@ def corpus_fingerprint(cfg: CorpusConfig, relative_to: Path | None = None) -> st
     """
     path = local_path(cfg, relative_to)
     content: dict[str, Any]
-    if cfg.id == WORLD:
-        content = {"world": _world_identity(cfg.seed)}
+    if is_bundled(cfg.id):
+        name = "world" if cfg.id == WORLD else cfg.id
+        content = {name: _bundled_identity(cfg.id, cfg.seed)}
     elif path is None:
         content = {
             "hub": cfg.id,
@@ -175,8 +182,8 @@ def documents(cfg: CorpusConfig, relative_to: Path | None = None) -> Iterator[st
     a text cannot be read.
     """
     path = local_path(cfg, relative_to)
-    if cfg.id == WORLD:
-        yield from _world_texts(cfg, "train")
+    if is_bundled(cfg.id):
+        yield from _bundled_texts(cfg, "train")
     elif path is None:
         yield from _hub_texts(cfg)
     else:
@@ -191,12 +198,12 @@ def documents(cfg: CorpusConfig, relative_to: Path | None = None) -> Iterator[st
 
 def split_documents(cfg: CorpusConfig, relative_to: Path | None = None) -> Iterator[CorpusDocument]:
     """The documents with the side each belongs to, in the order of the corpus."""
-    if cfg.id != WORLD:
+    if not is_bundled(cfg.id):
         for number, text in enumerate(documents(cfg, relative_to)):
             yield CorpusDocument("eval" if held_out(cfg, number) else "train", number, text)
         return
     streams: dict[Split, Iterator[tuple[int, str]]] = {
-        split: enumerate(_world_texts(cfg, split)) for split in SPLITS
+        split: enumerate(_bundled_texts(cfg, split)) for split in SPLITS
     }
     draw = 0
     while True:
@@ -205,7 +212,32 @@ def split_documents(cfg: CorpusConfig, relative_to: Path | None = None) -> Itera
         draw += 1
 
 
-def _world_texts(cfg: CorpusConfig, split: Split) -> Iterator[str]:
+def is_bundled(corpus: str) -> bool:
+    """Whether the text comes with the package, in two streams of its own for the two sides."""
+    return corpus == WORLD or corpus.startswith(FORMAL)
+
+
+def _formal_language(cfg: CorpusConfig) -> Any:
+    from sae_lib.synthetic.formal.languages import LANGUAGES, named_language
+
+    name = cfg.id.removeprefix(FORMAL)
+    if name not in LANGUAGES:
+        raise BadInput(
+            f"there is no such formal language; there are {', '.join(LANGUAGES)}."
+            f"{nearest(name, LANGUAGES)}",
+            key="corpus.id",
+            value=cfg.id,
+        )
+    return named_language(name).but(seed=cfg.seed)
+
+
+def _bundled_texts(cfg: CorpusConfig, split: Split) -> Iterator[str]:
+    if cfg.id.startswith(FORMAL):
+        from sae_lib.synthetic.formal.language import formal_strings
+
+        strings = formal_strings(_formal_language(cfg), split=WORLD_SPLITS[split])
+        yield from (" ".join(one.tokens) for one in strings)
+        return
     from sae_lib.synthetic.world.config import WorldConfig
     from sae_lib.synthetic.world.generate import documents, text
 
@@ -213,10 +245,10 @@ def _world_texts(cfg: CorpusConfig, split: Split) -> Iterator[str]:
 
 
 @cache
-def _world_identity(seed: int) -> str:
+def _bundled_identity(corpus: str, seed: int) -> str:
     """Hash of the first documents of both streams: a changed grammar is a changed corpus."""
-    cfg = CorpusConfig(id=WORLD, tokens=1, seed=seed)
-    first = {split: list(islice(_world_texts(cfg, split), WORLD_SAMPLE)) for split in SPLITS}
+    cfg = CorpusConfig(id=corpus, tokens=1, seed=seed)
+    first = {split: list(islice(_bundled_texts(cfg, split), WORLD_SAMPLE)) for split in SPLITS}
     return digest({"seed": seed, **first}, length=16)
 
 

@@ -1,8 +1,8 @@
 """What an SAE reads and what it reconstructs, by name: one site, several, or from one to another.
 
-    resid_post.2                        reads and reconstructs the activations of a site
-    resid_post.1+resid_post.2           the activations of several sites, one after the other
-    resid_mid.2>mlp_out.2               reads the one, reconstructs the other
+resid_post.2                        reads and reconstructs the activations of a site
+resid_post.1+resid_post.2           the activations of several sites, one after the other
+resid_mid.2>mlp_out.2               reads the one, reconstructs the other
 """
 
 from typing import NamedTuple

@@ -279,3 +279,22 @@ def test_tokens_are_written_with_underscores_and_the_rest_is_derived():
 def test_impossible_values_are_refused(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         CorpusConfig.model_validate({"id": "world", "tokens": 1000, **wrong})
+
+
+@pytest.mark.parametrize("name", ["dyck", "expr", "pcfg-english"])
+def test_formal_languages_are_corpora_with_sides_of_their_own(name: str):
+    cfg = CorpusConfig(id=f"formal:{name}", tokens=800, eval_tokens=200, context=32)
+    found = list(islice(split_documents(cfg), 60))
+    train = {one.text for one in found if one.split == "train"}
+    held = {one.text for one in found if one.split == "eval"}
+    assert train
+    assert held
+    assert not train & held
+    other = cfg.model_copy(update={"seed": 1})
+    assert corpus_fingerprint(cfg) != corpus_fingerprint(other)
+    assert corpus_fingerprint(cfg) == corpus_fingerprint(cfg.model_copy(update={"tokens": 9}))
+
+
+def test_an_unknown_formal_language_is_refused():
+    with pytest.raises(BadInput, match="pcfg-english"):
+        check_corpus(CorpusConfig(id="formal:english", tokens=800))
