@@ -28,7 +28,7 @@ class Ours:
             batch_tokens=setting.batch,
             lr=setting.lr,
             warmup_steps=setting.warmup_steps,
-            decay_share=0.8,
+            decay_share=0,
             dead_after_tokens=10_000_000,
         )
         self.kind = setting.kind
