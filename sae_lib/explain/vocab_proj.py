@@ -67,7 +67,8 @@ class VocabProjConfig(ExplainerConfig):
             raise NotApplicable(
                 self.method, f"decoder rows of {evidence.site} belong to several sites."
             )
-        if Site.parse(written[0]).kind not in _IN_THE_STREAM:
+        (site,) = written
+        if Site.parse(site).kind not in _IN_THE_STREAM:
             raise NotApplicable(
                 self.method,
                 f"decoder rows of {evidence.site} do not live in the residual stream; "

@@ -262,7 +262,7 @@ def test_contexts_read_from_the_model_are_those_of_the_store(world):
     chosen = np.array([2, 3, 11])
     one, other = stored(store, SITE)(chosen), streamed(model, split, SITE)(chosen)
     assert torch.equal(one.owner, other.owner)
-    assert one.count == other.count == 3
+    assert one.num_texts == other.num_texts == 3
     torch.testing.assert_close(one.x, other.x, rtol=1e-2, atol=1e-2)
     (texts,) = read_texts(model, SITE, list(texts_of(split, model.tokenizer, chosen)))
     assert torch.equal(texts.owner, one.owner)

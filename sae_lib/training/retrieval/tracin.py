@@ -43,7 +43,7 @@ class TokensOf(NamedTuple):
     owner: Int64[Tensor, " rows"]
     """Which of the texts each row belongs to, from 0."""
 
-    count: int
+    num_texts: int
     """Texts, also those without a row."""
 
 
@@ -134,7 +134,7 @@ def mean_gradient(
         weighted = -2 * weight.unsqueeze(1) * error
         sum_W += z.T @ weighted
         sum_b += weighted.sum(0)
-        count += some.count
+        count += some.num_texts
     return sum_W / count, sum_b / count
 
 
@@ -144,7 +144,7 @@ def products(
     """<(aim_W, aim_b), gradient of each text>, without the gradients."""
     z, error, weight = _parts(coder, some)
     per_row = -2 * weight * ((z @ aim_W + aim_b) * error).sum(-1)
-    total = torch.zeros(some.count, dtype=torch.float64)
+    total = torch.zeros(some.num_texts, dtype=torch.float64)
     return total.index_add_(0, some.owner.cpu(), per_row.double().cpu()).numpy()
 
 
@@ -153,5 +153,5 @@ def _parts(coder: SparseCoder[Any], some: TokensOf) -> tuple[Tensor, Tensor, Ten
     x = some.x.to(coder.W_dec)
     z = coder.encode(x)
     error = x - coder.decode(z)
-    sizes = torch.bincount(some.owner, minlength=some.count)
+    sizes = torch.bincount(some.owner, minlength=some.num_texts)
     return z, error, sizes.to(x)[some.owner.to(x.device)].reciprocal()
