@@ -63,12 +63,11 @@ class VocabProjConfig(ExplainerConfig):
         model, written = evidence.model, Place.parse(evidence.site).writes
         if not model.has_lm_head:
             raise NotApplicable(self.method, "the model has no language-model head.")
-        if len(written) > 1:
+        if len(written) != 1:
             raise NotApplicable(
                 self.method, f"decoder rows of {evidence.site} belong to several sites."
             )
-        (site,) = written
-        if Site.parse(site).kind not in _IN_THE_STREAM:
+        if Site.parse(written[0]).kind not in _IN_THE_STREAM:
             raise NotApplicable(
                 self.method,
                 f"decoder rows of {evidence.site} do not live in the residual stream; "
