@@ -45,6 +45,7 @@ def identity_of(study: Study, cell: Cell) -> Identity:
         "code": CODE_VERSIONS["selections"],
         "tokens": study.tokens.hash,
         "model": study.model_fingerprint,
+        "encoder": study.encoder_fingerprint(variant),
         "asked": {name: variant.objective[name] for name in RETRIEVAL_FIELDS},
         "files": [
             hashlib.sha256((study.base / file).read_bytes()).hexdigest()[:16]

@@ -161,6 +161,13 @@ class Study:
             return None
         return replace(variant, id=f"general of {variant.id}", objective={"kind": "plain"})
 
+    def encoder_fingerprint(self, variant: Variant) -> str | None:
+        """Of the model that embeds texts for a specialised SAE; None for the study's own."""
+        encoder = variant.objective.get("encoder")
+        if encoder is None:
+            return None
+        return fingerprint(ModelConfig(id=encoder), relative_to=self.base, memo=self.memo)
+
     def width(self, site: str) -> int:
         """How many numbers are read at ``site``, which may be a place of several."""
         return sum(self._widths[one] for one in Place.parse(site).reads)
@@ -206,6 +213,11 @@ class Study:
                 hashlib.sha256((self.base / file).read_bytes()).hexdigest()[:16]
                 for file in self.objective(variant).files()
             ]
+        if variant.objective["kind"] == "layer_group":
+            content["layer_groups"] = CODE_VERSIONS["layer_groups"]
+        if variant.objective.get("retrieve", "none") != "none":
+            content["selections"] = CODE_VERSIONS["selections"]
+            content["encoder"] = self.encoder_fingerprint(variant)
         general = self.general(variant)
         if general is not None:
             content["start"] = self.sae(site, general).hash
