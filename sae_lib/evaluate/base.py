@@ -24,7 +24,7 @@ from sae_lib.registry import Registry
 from sae_lib.saes.base import SparseCoder
 from sae_lib.warehouse.rows import LatentRow, Measurement
 
-Needs = Literal["activations", "language_model", "weights", "other_metrics"]
+Needs = Literal["activations", "language_model", "weights", "tasks", "other_metrics", "coders"]
 
 
 class Definition(NamedTuple):
@@ -156,6 +156,9 @@ class MetricConfig(Config):
 
     needs: ClassVar[Needs] = "activations"
 
+    survey: ClassVar[tuple[str, ...]] = ()
+    """What the survey (sections 4.1, 4.2, appendices D and F) calls what this measures."""
+
     name: str
     """Name in experiment files."""
 
@@ -185,6 +188,24 @@ class TableMetric(MetricConfig):
     def start_site(self, site: str, mean_activation: Float[Tensor, " d_in"]) -> SiteAccumulator:
         """What the comparison wants to know about the site itself, from the same pass."""
         raise TypeError(f"{type(self).__name__} does not start")
+
+
+class GridMetric(MetricConfig):
+    """A metric that compares the coders of a site with one another."""
+
+    needs: ClassVar[Needs] = "coders"
+
+    code: ClassVar[int] = 1
+    """Grows when the numbers of any definition change: results are then computed again."""
+
+    def compare(
+        self, coders: Mapping[str, SparseCoder[Any]], families: Mapping[str, str]
+    ) -> dict[str, list[Measurement]]:
+        """Rows by name of the coder.
+
+        ``families`` gives every coder's family: members of one differ in their seed alone.
+        """
+        raise TypeError(f"{type(self).__name__} compares nothing")
 
 
 METRICS: Registry[type[MetricConfig]] = Registry("metric")

@@ -53,6 +53,26 @@ class LatentRow(NamedTuple):
     """Readable short name, from the explanation that is trusted most."""
 
 
+class LatentScoreRow(NamedTuple):
+    """One score of one latent, by a metric that scores latents one by one."""
+
+    latent: int
+    metric: str
+    """autointerp, sensitivity, ..."""
+
+    name: str
+    definition: str
+    value: float | None
+    n: int | None = None
+    """Texts, tokens or questions it was computed from."""
+
+    method: str | None = None
+    """What was scored: the explanation method, a control."""
+
+    reason: str | None = None
+    """Why there is no value."""
+
+
 class ExplanationRow(NamedTuple):
     """What one method says about one latent."""
 

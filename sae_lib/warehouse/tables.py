@@ -138,6 +138,18 @@ _tables = (
         Column("label", "text", "Short readable name.", optional=True),
     ),
     _cells(
+        "latent_scores",
+        "One score of one latent per row, by metrics that score latents one by one.",
+        Column("latent", "int", "Index of the latent: row of W_dec."),
+        Column("metric", "text", "Metric that scored it."),
+        Column("name", "text", "What was measured."),
+        Column("definition", "text", "Which definition of it."),
+        Column("value", "float", "The score; NULL where there is none.", optional=True),
+        Column("n", "int", "Texts, tokens or questions it was computed from.", optional=True),
+        Column("method", "text", "What was scored: a method, a control.", optional=True),
+        Column("reason", "text", "Why there is no value.", optional=True),
+    ),
+    _cells(
         "explanations",
         "What one explanation method says about one latent.",
         Column("latent", "int", "Index of the latent: row of W_dec."),
