@@ -1,7 +1,6 @@
 """What the SAEs are good for: probes, steering vectors, data selection."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import dagster as dg
 
@@ -13,7 +12,7 @@ from assets.rows import Tables, build_rows
 from assets.saes import saes_key
 from assets.store import Store, language_model
 from assets.study import Study, Variant
-from assets.world import MODELS
+from assets.world import world_of_model
 
 TABLES = ("applications", "selections")
 FILES = {table: table for table in TABLES}
@@ -84,7 +83,7 @@ def compute_applications(
             site=site,
             coders=coders,
             split=token_split(study, store, log, "eval"),
-            world=_world(study),
+            world=world_of_model(study),
             relative_to=study.base,
         )
         applied = apply_site(
@@ -100,15 +99,3 @@ def compute_applications(
     return build_rows(
         "applications", study, store, cells, compute, dict(zip(TABLES, TABLES, strict=True)), TABLES
     )
-
-
-def _world(study: Study) -> Any:
-    """The dials of the world that a bundled model reads; None for any other model."""
-    from sae_lib.models.inspect import resolve_model
-    from sae_lib.synthetic.world.recipes import world_of
-
-    if study.model.id not in MODELS:
-        return None
-    folder = resolve_model(study.model)
-    assert folder is not None  # it is bundled
-    return world_of(folder)

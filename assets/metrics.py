@@ -1,6 +1,9 @@
 """Metrics of every SAE, and the frontier over all of them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -12,12 +15,18 @@ from assets.progress import progress
 from assets.rows import Tables, build_rows
 from assets.saes import saes_key
 from assets.store import EVERYTHING, Store, language_model, save_rows
-from assets.study import Study, Variant
+from assets.study import Study, Variant, by_site
 from assets.training import streamed
+from assets.world import world_of_model
 from sae_lib.config import Config
 from sae_lib.models.places import Place
 
-FILES = {"metrics": "metrics", "latents": "latents", "boundary": "metrics"}
+FILES = {
+    "metrics": "metrics",
+    "latents": "latents",
+    "boundary": "metrics",
+    "latent_scores": "latent_scores",
+}
 
 MEAN_BATCH_TOKENS = 2048
 
@@ -99,36 +108,134 @@ HEADLINES = (
 def compute_metrics(
     study: Study, store: Store, cells: Sequence[tuple[str, Variant]], log: Callable[[str], None]
 ) -> int:
-    from sae_lib.evaluate import evaluate_site
-    from sae_lib.saes.files import load_sae
-
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
-        split = token_split(study, store, log, "eval")
-        coders = {
-            variant.id: load_sae(store.artifacts.path(study.sae(site, variant))).to(store.device)
-            for variant in variants
-        }
-        results = evaluate_site(
-            language_model(study, store),
-            split,
-            {site: coders},
-            study.evaluate,
-            mean_activation={site: mean_activation(study, store, site, log)},
-            batch_contexts=study.activations.batch_contexts,
-            on_progress=progress(f"evaluating {len(coders)} SAEs at {site}", log, unit="contexts"),
-        )
-        return {
-            variant.id: {
-                "metrics": results[site, variant.id].measurements,
-                "latents": results[site, variant.id].per_latent,
-                "boundary": results[site, variant.id].boundary,
-            }
-            for variant in variants
-        }
+        with ExitStack() as stack:
+            # texts are read once for all metrics, and only where a metric wants any
+            reader = cache(lambda: stack.enter_context(_reader(study, store, site)))
+            for metrics in study.metric_parts().values():
+                _compute_part(study, store, site, variants, metrics, reader, log)
+        return {variant.id: _joined(study, store, site, variant) for variant in variants}
 
     # explanations bring the statistics of latents with labels; without them these stand in
-    lands = ("metrics",) if study.explain else ("metrics", "latents")
+    lands = ("metrics", "latent_scores", *(() if study.explain else ("latents",)))
     return build_rows("metrics", study, store, cells, compute, FILES, lands)
+
+
+def _compute_part(
+    study: Study,
+    store: Store,
+    site: str,
+    variants: Sequence[Variant],
+    metrics: Sequence[Any],
+    reader: Callable[[], Any],
+    log: Callable[[str], None],
+) -> None:
+    """Compute and keep what one part of the metrics finds for the SAEs that lack it."""
+    from sae_lib.saes.files import load_sae
+
+    missing = [
+        variant
+        for variant in variants
+        if not store.artifacts.exists(study.metric_part(metrics, site, variant))
+    ]
+    if not missing:
+        return
+    coders = {
+        variant.id: load_sae(store.artifacts.path(study.sae(site, variant))).to(store.device)
+        for variant in missing
+    }
+    if hasattr(metrics[0], "measure"):
+        found = _put_to_task(study, store, site, coders, metrics[0], reader(), log)
+    else:
+        found = _read_together(study, store, site, coders, metrics, log)
+    for variant in missing:
+        identity = study.metric_part(metrics, site, variant)
+        parents = {"sae": study.sae(site, variant).hash, "model": study.model_fingerprint}
+        with store.artifacts.build(identity, parents=parents, device=store.device) as space:
+            for name, table in FILES.items():
+                rows = found[variant.id].get(name, [])
+                save_rows(space.path / f"{name}.parquet", table, rows)
+                space.facts[name] = len(rows)
+
+
+def _read_together(
+    study: Study,
+    store: Store,
+    site: str,
+    coders: Mapping[str, Any],
+    metrics: Sequence[Any],
+    log: Callable[[str], None],
+) -> dict[str, Tables]:
+    from sae_lib.evaluate import evaluate_site
+
+    results = evaluate_site(
+        language_model(study, store),
+        token_split(study, store, log, "eval"),
+        {site: coders},
+        metrics,
+        mean_activation={site: mean_activation(study, store, site, log)},
+        batch_contexts=study.activations.batch_contexts,
+        on_progress=progress(f"evaluating {len(coders)} SAEs at {site}", log, unit="contexts"),
+    )
+    return {
+        name: {
+            "metrics": results[site, name].measurements,
+            "latents": results[site, name].per_latent,
+            "boundary": results[site, name].boundary,
+        }
+        for name in coders
+    }
+
+
+def _put_to_task(
+    study: Study,
+    store: Store,
+    site: str,
+    coders: Mapping[str, Any],
+    metric: Any,
+    reader: Any,
+    log: Callable[[str], None],
+) -> dict[str, Tables]:
+    from sae_lib.evaluate import Bench, measure_task
+
+    bench = Bench(
+        model=reader.model,
+        site=site,
+        coders=coders,
+        reader=reader,
+        mean_activation=mean_activation(study, store, site, log),
+        train=token_split(study, store, log, "train"),
+        split=token_split(study, store, log, "eval"),
+        world=world_of_model(study),
+        relative_to=study.base,
+    )
+    what = f"{metric.name} of {len(coders)} SAEs at {site}"
+    results = measure_task(metric, bench, progress(what, log, unit="parts"))
+    return {
+        name: {"metrics": results[name].measurements, "latent_scores": results[name].latents}
+        for name in coders
+    }
+
+
+def _reader(study: Study, store: Store, site: str) -> Any:
+    from sae_lib.evaluate.reader import TextReader
+    from sae_lib.models.placed import placed
+
+    return TextReader(placed(language_model(study, store), site), site)
+
+
+def _joined(study: Study, store: Store, site: str, variant: Variant) -> Tables:
+    """The rows of all parts of the metrics for one SAE."""
+    import polars as pl
+
+    folders = [
+        store.artifacts.path(study.metric_part(metrics, site, variant))
+        for metrics in study.metric_parts().values()
+    ]
+    return {
+        name: pl.concat([pl.read_parquet(folder / f"{name}.parquet") for folder in folders])
+        for name in FILES
+    }
 
 
 def mean_activation(study: Study, store: Store, site: str, log: Callable[[str], None]) -> Any:
@@ -212,6 +319,7 @@ def build_frontier(study: Study, store: Store) -> int:
         rows = _boundaries(study, store)
         for metric in study.evaluate:
             rows += _comparisons(study, store, metric)
+        rows += _grid_rows(study, store)
         with store.artifacts.build(identity, parents={"model": study.model_fingerprint}) as space:
             save_rows(space.path / "metrics.parquet", "metrics", rows)
             space.facts["metrics"] = len(rows)
@@ -246,6 +354,28 @@ def _comparisons(study: Study, store: Store, metric: Config) -> list[Any]:
             seed = variant.sae.get("seed", 0)
             points.append(FrontierPoint(_family(variant), site, loss, l0, value, seed))
     return list(metric.compare(points))
+
+
+def _grid_rows(study: Study, store: Store) -> list[Any]:
+    """What metrics that compare SAEs with one another say, site by site."""
+    from sae_lib.saes.files import load_sae
+
+    if not study.grid_metrics():
+        return []
+    rows = []
+    for site, variants in by_site(study.cells()).items():
+        coders = {v.id: load_sae(store.artifacts.path(study.sae(site, v))) for v in variants}
+        families = {v.id: _seedless(v.id) for v in variants}
+        for metric in study.grid_metrics():
+            for name, found in metric.compare(coders, families).items():
+                where = {"site": site, "variant": name}
+                rows += [row._replace(params={**where, **row.params}) for row in found]
+    return rows
+
+
+def _seedless(variant_id: str) -> str:
+    """What SAEs that differ in their seed alone have in common."""
+    return re.sub(r"-s\d+$", "", variant_id)
 
 
 def _family(variant: Variant) -> str:

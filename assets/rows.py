@@ -6,7 +6,9 @@ from typing import Any
 from assets.store import Store, save_rows
 from assets.study import Study, Variant, by_site
 
-Tables = Mapping[str, Sequence[Any]]
+Tables = Mapping[str, Any]
+"""By name of the file: typed rows, or a frame with the columns of its table."""
+
 ForSite = Callable[[str, Sequence[Variant]], Mapping[str, Tables]]
 """For one site and the variants that are missing: rows per table, by variant id."""
 
@@ -42,7 +44,7 @@ def build_rows(
             }
             with store.artifacts.build(identity, parents=parents, device=store.device) as space:
                 for name, table in files.items():
-                    rows = found[variant.id].get(name, [])
+                    rows = found[variant.id].get(name, ())
                     save_rows(space.path / f"{name}.parquet", table, rows)
                     space.facts[name] = len(rows)
                 space.facts["notes"] = list(found[variant.id].get("notes", []))

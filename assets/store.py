@@ -97,7 +97,7 @@ class Store(dg.ConfigurableResource):
         )
 
 
-def save_rows(path: Path, table: str, rows: Sequence[Any]) -> None:
+def save_rows(path: Path, table: str, rows: Any) -> None:
     """One Parquet file with the own columns of ``table``."""
     from sae_lib.warehouse.landing import save_table
 

@@ -37,6 +37,10 @@ CODE_VERSIONS = {
 """Version of what each stage computes; raise one and everything of that stage is rebuilt."""
 
 
+TOGETHER = "together"
+"""Part of the metrics that share one pass over the evaluation tokens."""
+
+
 class ActivationsConfig(Config):
     """How activations reach training."""
 
@@ -225,11 +229,14 @@ class Study:
 
     def measured(self, stage: str, site: str, variant: Variant) -> Identity:
         """Rows of ``stage`` (metrics, explanations or applications) for one SAE."""
-        asked = {
-            "metrics": self.evaluate,
-            "explanations": self.explain,
-            "applications": self.apply,
-        }
+        if stage == "metrics":
+            parts = {
+                name: self.metric_part(metrics, site, variant).hash
+                for name, metrics in self.metric_parts().items()
+            }
+            name = f"{slug(site)}-{slug(variant.id)}"
+            return Identity(stage, name, {"parts": parts})
+        asked = {"explanations": self.explain, "applications": self.apply}
         content = {
             "code": CODE_VERSIONS[stage],
             "sae": self.sae(site, variant).hash,
@@ -243,6 +250,48 @@ class Study:
             content["data"] = [self._data_fingerprint(config) for config in self.apply]
         return Identity(stage, f"{slug(site)}-{slug(variant.id)}", content)
 
+    def metric_parts(self) -> dict[str, tuple[Any, ...]]:
+        """Metrics that are computed together, by name of the part.
+
+        Those that share the pass over the evaluation tokens are one part, a metric that puts SAEs
+        to a task is one of its own; so asking for another computes that one alone. Metrics that
+        compare SAEs with one another are in none (`grid_metrics`).
+        """
+        from sae_lib.evaluate import TaskMetric
+
+        grid = self.grid_metrics()
+        tasks = [metric for metric in self.evaluate if isinstance(metric, TaskMetric)]
+        together = tuple(m for m in self.evaluate if m not in tasks and m not in grid)
+        alone = {metric.name: (metric,) for metric in tasks}
+        return {TOGETHER: together, **alone} if together else dict(alone)
+
+    def grid_metrics(self) -> tuple[Any, ...]:
+        """Metrics that compare the SAEs of a site with one another."""
+        from sae_lib.evaluate import GridMetric
+
+        return tuple(metric for metric in self.evaluate if isinstance(metric, GridMetric))
+
+    def metric_part(self, metrics: Sequence[Any], site: str, variant: Variant) -> Identity:
+        """What ``metrics``, one part of them, find for one SAE."""
+        content: dict[str, Any] = {
+            "code": [CODE_VERSIONS["metrics"], *(getattr(m, "code", 0) for m in metrics)],
+            "sae": self.sae(site, variant).hash,
+            "model": self.model_fingerprint,
+            "tokens": self.tokens.hash,
+            "asked": [metric.model_dump(mode="json") for metric in metrics],
+        }
+        task = metrics[0]
+        if len(metrics) == 1 and hasattr(task, "files"):
+            content["data"] = [
+                hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in task.files(self.base)
+            ]
+            content["models"] = [
+                fingerprint(ModelConfig(id=one), relative_to=self.base, memo=self.memo)
+                for one in task.models()
+            ]
+        name = f"{metrics[0].name}-{slug(site)}-{slug(variant.id)}"
+        return Identity("measurements", name, content)
+
     def _data_fingerprint(self, config: Any) -> list[str]:
         """Content of the labelled files that an application reads."""
         files = [self.base / getattr(task, "id", task) for task in getattr(config, "tasks", ())]
@@ -253,9 +302,14 @@ class Study:
     @cached_property
     def frontier(self) -> Identity:
         cells = [self.measured("metrics", site, variant).hash for site, variant in self.cells()]
-        return Identity(
-            "frontier", self.name, {"code": CODE_VERSIONS["frontier"], "cells": sorted(cells)}
-        )
+        content: dict[str, Any] = {"code": CODE_VERSIONS["frontier"], "cells": sorted(cells)}
+        if self.grid_metrics():
+            content["grid"] = [
+                {"code": metric.code, "asked": metric.model_dump(mode="json")}
+                for metric in self.grid_metrics()
+            ]
+            content["saes"] = sorted(self.sae(site, variant).hash for site, variant in self.cells())
+        return Identity("frontier", self.name, content)
 
     def asked(self) -> dict[str, Any]:
         """The experiment with everything that was left open filled in, as a JSON object."""

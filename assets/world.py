@@ -381,3 +381,15 @@ def train_model(
         command=f"sae world train FOLDER --recipe {name}",
         on_progress=lambda step: on_progress(step.step, step.num_steps),
     )
+
+
+def world_of_model(study: Any) -> Any:
+    """The dials of the world that a bundled model reads; None for any other model."""
+    from sae_lib.models.inspect import resolve_model
+    from sae_lib.synthetic.world.recipes import world_of
+
+    if study.model.id not in MODELS:
+        return None
+    folder = resolve_model(study.model)
+    assert folder is not None  # it is bundled
+    return world_of(folder)

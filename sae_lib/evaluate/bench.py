@@ -14,8 +14,8 @@ from torch import Tensor
 from sae_lib.activations.tokens import TokenSplit
 from sae_lib.apply.base import Bench as ApplicationBench
 from sae_lib.errors import NotApplicable
-from sae_lib.evaluate._reader import TextReader
 from sae_lib.evaluate.base import MetricConfig, Needs
+from sae_lib.evaluate.reader import TextReader
 from sae_lib.models.language_model import LanguageModel
 from sae_lib.saes.base import SparseCoder
 from sae_lib.synthetic.world.config import WorldConfig

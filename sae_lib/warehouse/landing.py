@@ -17,9 +17,15 @@ from sae_lib.warehouse.write import Provenance, partition_path, shared_values, s
 _NOBODY = Provenance(model="", model_fingerprint="")
 
 
-def save_table(path: Path, table_name: str, rows: Iterable[Any]) -> None:
-    """Keep ``rows`` in one Parquet file, validated; raises `BadInput` as `write_rows` does."""
+def save_table(path: Path, table_name: str, rows: Iterable[Any] | pl.DataFrame) -> None:
+    """Keep ``rows`` in one Parquet file, validated; raises `BadInput` as `write_rows` does.
+
+    A frame is one that was kept by this function before.
+    """
     spec = table(table_name)
+    if isinstance(rows, pl.DataFrame):
+        rows.select(column.name for column in spec.columns).write_parquet(path)
+        return
     frame = to_frame(spec, dict.fromkeys(spec.partition, ""), rows, _NOBODY)
     frame.select(column.name for column in spec.columns).write_parquet(path)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sae_lib.errors import BadInput
-from sae_lib.evaluate._reader import TextReader
+from sae_lib.evaluate.reader import TextReader
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.language_model import load_model
 
@@ -41,7 +41,7 @@ def test_equal_texts_are_read_once(reader):
 
 @pytest.mark.parametrize("chunk", [1, 10_000])
 def test_pooling_is_over_the_tokens_of_each_text(reader, monkeypatch, chunk):
-    monkeypatch.setattr("sae_lib.evaluate._reader.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("sae_lib.evaluate.reader.CHUNK_ELEMENTS", chunk)
     found = reader.read(TEXTS)
     own = [found.x[found.text == i] for i in range(len(TEXTS))]
 
