@@ -102,6 +102,8 @@ def _metrics() -> list[Row]:
             "version": definition.version,
             "meaning": definition.text,
             "better": definition.better,
+            "needs": member.needs,
+            "survey": list(member.survey),
         }
         for name, member in registries()["metrics"].items()
         for definition in member.definitions()

@@ -152,6 +152,7 @@ class FrontierConfig(TableMetric):
         Paper("Gao et al. 2024", "https://arxiv.org/abs/2406.04093", "sparsity against fidelity"),
         Paper("Lieberum et al. 2024", "https://arxiv.org/abs/2408.05147", "FVU and delta LM loss"),
     )
+    survey = ("Sparsity-fidelity Trade-off",)
     summary = "loss at matched L0, dominance and area between families of coders"
 
     name: Literal["frontier"] = "frontier"  # pyright: ignore[reportIncompatibleVariableOverride]

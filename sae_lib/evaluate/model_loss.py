@@ -93,6 +93,7 @@ class ModelLossConfig(StreamingMetric):
         Paper("Bricken et al. 2023", "https://transformer-circuits.pub/2023/monosemantic-features",
               "loss recovered"),
     )  # fmt: skip
+    survey = ("Cross-Entropy Loss", "KL Divergence", "Delta LM Loss")
     summary = "next-token loss and predictions with the reconstruction spliced in"
     needs = "language_model"
 

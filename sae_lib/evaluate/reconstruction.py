@@ -122,6 +122,7 @@ class ReconstructionConfig(StreamingMetric):
         Paper("Rajamanoharan et al. 2024", "https://arxiv.org/abs/2404.16014", "equation 10"),
         Paper("Gao et al. 2024", "https://arxiv.org/abs/2406.04093", "normalised MSE, 2.1"),
     )
+    survey = ("Mean Squared Error", "Cosine Similarity", "FVU", "Explained Variance", "L2 Ratio")
     summary = "error, variance and shrinkage of the reconstruction"
 
     name: Literal["reconstruction"] = "reconstruction"  # pyright: ignore[reportIncompatibleVariableOverride]

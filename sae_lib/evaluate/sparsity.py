@@ -82,6 +82,7 @@ class SparsityConfig(StreamingMetric):
         Paper("Karvonen et al. 2025", "https://arxiv.org/abs/2503.09532", "core evaluation"),
         Paper("He et al. 2024", "https://arxiv.org/abs/2410.20526", "latent firing frequency"),
     )
+    survey = ("L0 Sparsity", "Latent Firing Frequency", "Feature Density Statistics")
     summary = "latents on per token, densities, dead and dense latents"
 
     name: Literal["sparsity"] = "sparsity"  # pyright: ignore[reportIncompatibleVariableOverride]

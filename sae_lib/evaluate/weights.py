@@ -65,6 +65,7 @@ class WeightStatistics(NamedTuple):
 @register
 class WeightsConfig(StreamingMetric):
     papers = (Paper("Karvonen et al. 2025", "https://arxiv.org/abs/2503.09532", "core evaluation"),)
+    survey = ("Feature Geometry Analysis",)
     summary = "norms, biases and nearest neighbours of the latents' directions"
     needs = "weights"
 
