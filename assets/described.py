@@ -55,8 +55,10 @@ def definition_rows() -> list[dict[str, Any]]:
             "better": one.better,
             "low": one.low if math.isfinite(one.low) else None,
             "high": one.high if math.isfinite(one.high) else None,
+            "role": one.role,
+            "metric": member_name,
         }
-        for member in METRICS.values()
+        for member_name, member in METRICS.items()
         for one in member.definitions()
     ]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 
@@ -111,14 +111,24 @@ def compute_metrics(
     def compute(site: str, variants: Sequence[Variant]) -> Mapping[str, Tables]:
         with ExitStack() as stack:
             # texts are read once for all metrics, and only where a metric wants any
-            reader = cache(lambda: stack.enter_context(_reader(study, store, site)))
+            shared = _Shared(
+                cache(lambda: mean_activation(study, store, site, log)),
+                cache(lambda: stack.enter_context(_reader(study, store, site))),
+            )
             for metrics in study.metric_parts().values():
-                _compute_part(study, store, site, variants, metrics, reader, log)
+                _compute_part(study, store, site, variants, metrics, shared, log)
         return {variant.id: _joined(study, store, site, variant) for variant in variants}
 
     # explanations bring the statistics of latents with labels; without them these stand in
     lands = ("metrics", "latent_scores", *(() if study.explain else ("latents",)))
     return build_rows("metrics", study, store, cells, compute, FILES, lands)
+
+
+class _Shared(NamedTuple):
+    """What the metrics of one site share, made when the first of them wants it."""
+
+    mean_activation: Callable[[], Any]
+    reader: Callable[[], Any]
 
 
 def _compute_part(
@@ -127,7 +137,7 @@ def _compute_part(
     site: str,
     variants: Sequence[Variant],
     metrics: Sequence[Any],
-    reader: Callable[[], Any],
+    shared: _Shared,
     log: Callable[[str], None],
 ) -> None:
     """Compute and keep what one part of the metrics finds for the SAEs that lack it."""
@@ -145,9 +155,9 @@ def _compute_part(
         for variant in missing
     }
     if hasattr(metrics[0], "measure"):
-        found = _put_to_task(study, store, site, coders, metrics[0], reader(), log)
+        found = _put_to_task(study, store, site, coders, metrics[0], shared, log)
     else:
-        found = _read_together(study, store, site, coders, metrics, log)
+        found = _read_together(study, store, site, coders, metrics, shared, log)
     for variant in missing:
         identity = study.metric_part(metrics, site, variant)
         parents = {"sae": study.sae(site, variant).hash, "model": study.model_fingerprint}
@@ -164,6 +174,7 @@ def _read_together(
     site: str,
     coders: Mapping[str, Any],
     metrics: Sequence[Any],
+    shared: _Shared,
     log: Callable[[str], None],
 ) -> dict[str, Tables]:
     from sae_lib.evaluate import evaluate_site
@@ -173,7 +184,7 @@ def _read_together(
         token_split(study, store, log, "eval"),
         {site: coders},
         metrics,
-        mean_activation={site: mean_activation(study, store, site, log)},
+        mean_activation={site: shared.mean_activation()},
         batch_contexts=study.activations.batch_contexts,
         on_progress=progress(f"evaluating {len(coders)} SAEs at {site}", log, unit="contexts"),
     )
@@ -193,17 +204,17 @@ def _put_to_task(
     site: str,
     coders: Mapping[str, Any],
     metric: Any,
-    reader: Any,
+    shared: _Shared,
     log: Callable[[str], None],
 ) -> dict[str, Tables]:
     from sae_lib.evaluate import Bench, measure_task
 
     bench = Bench(
-        model=reader.model,
+        model=shared.reader().model,
         site=site,
         coders=coders,
-        reader=reader,
-        mean_activation=mean_activation(study, store, site, log),
+        reader=shared.reader(),
+        mean_activation=shared.mean_activation(),
         train=token_split(study, store, log, "train"),
         split=token_split(study, store, log, "eval"),
         world=world_of_model(study),

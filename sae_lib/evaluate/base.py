@@ -27,6 +27,9 @@ from sae_lib.warehouse.rows import LatentRow, Measurement
 Needs = Literal["activations", "language_model", "weights", "tasks", "other_metrics", "coders"]
 
 
+Role = Literal["score", "floor", "ceiling", "part"]
+
+
 class Definition(NamedTuple):
     """What a number is: enough to compute it again, and to know which way is better."""
 
@@ -48,6 +51,10 @@ class Definition(NamedTuple):
 
     version: int = 1
     """Grows when the code changes the numbers."""
+
+    role: Role = "score"
+    """A score of the coder; what scores at least or at most (a control, a skyline), to be read
+    beside the score of that name and those params; or one part of a score."""
 
     def row(self, estimate: Estimate, **params: Any) -> Measurement:
         """The measurement of ``estimate``; a number that is not finite becomes a reason."""

@@ -239,6 +239,60 @@ comment on column frontier.is_pareto is 'No SAE of this kind and objective at th
 comment on column frontier.is_pareto_of_site is 'The same among all kinds at this site.';
 comment on column frontier.is_pareto_in_loss is 'As is_pareto, in L0 and delta_lm_loss.';
 
+-- Every score beside what a coder that learned nothing scores (floor) and what needs no coder or
+-- knows the truth (ceiling), by the same name and the same settings. Of several floors the best one
+-- counts, of several ceilings likewise.
+create view scorecard as
+with measured as (
+    select latest_metrics.*, definitions.metric, definitions.role, definitions.better
+    from latest_metrics join definitions using (name, definition, version)
+), best as (
+    select
+        experiment, site, variant, name, params, role,
+        if(any_value(better) = 'lower', min(value), max(value)) as value,
+        if(any_value(better) = 'lower', arg_min(definition, value), arg_max(definition, value))
+            as definition
+    from measured where role in ('floor', 'ceiling') and value is not null
+    group by all
+)
+select
+    measured.experiment, measured.site, measured.variant, saes.kind, saes.objective,
+    saes.d_sae, saes.seed, measured.metric, measured.name, measured.definition,
+    measured.params, measured.value, measured.stderr, measured.n, measured.unit, measured.better,
+    floors.value as floor, floors.definition as floor_is,
+    ceilings.value as ceiling, ceilings.definition as ceiling_is,
+    measured.reason
+from measured
+left join saes using (experiment, site, variant)
+left join best as floors on floors.role = 'floor'
+    and (floors.experiment, floors.site, floors.variant, floors.name, floors.params)
+        = (measured.experiment, measured.site, measured.variant, measured.name, measured.params)
+left join best as ceilings on ceilings.role = 'ceiling'
+    and (ceilings.experiment, ceilings.site, ceilings.variant, ceilings.name, ceilings.params)
+        = (measured.experiment, measured.site, measured.variant, measured.name, measured.params)
+where measured.role = 'score'
+order by measured.experiment, measured.site, measured.metric, measured.name, measured.definition,
+    measured.params, measured.variant;
+comment on view scorecard is
+    'Every score of every SAE, with its error, beside floor and ceiling.';
+comment on column scorecard.floor is 'What a coder that learned nothing scores, by the same name and settings.';
+comment on column scorecard.floor_is is 'Which one that is.';
+comment on column scorecard.ceiling is 'What needs no coder, or knows the truth, scores.';
+comment on column scorecard.ceiling_is is 'Which one that is.';
+
+create view scorecard_over_seeds as
+select
+    experiment, site, regexp_replace(variant, '-s[0-9]+$', '') as family, kind, objective, d_sae,
+    metric, name, definition, params,
+    avg(value) as value, internal.seed_error(value, seed) as stderr, count(value) as num_seeds,
+    avg(floor) as floor, avg(ceiling) as ceiling, any_value(better) as better
+from scorecard
+group by all
+order by experiment, site, metric, name, definition, params, family;
+comment on view scorecard_over_seeds is
+    'The scorecard averaged over SAEs that differ in their seed alone.';
+comment on column scorecard_over_seeds.stderr is 'Standard error of the mean over seeds; NULL for one seed.';
+
 create view latent_cards as
 with by_method as (
     select
@@ -380,6 +434,51 @@ comment on column stale.held_in is 'Table that holds them.';
 comment on column stale.model_fingerprint is 'Version of the model they were computed from.';
 comment on column stale.current_fingerprint is 'Newest version of that model.';
 comment on column stale.num_rows is 'How many rows.';
+
+create view survey_table2 as
+with lines as (
+    select distinct place, line, name, definitions, k
+    from published where source = 'Shu et al. 2025, Table 2'
+), cells as (
+    select experiment, site, variant, sae_id, lines.* from saes cross join lines
+), scores as (
+    select experiment, site, variant, place, value, stderr, definition, reason
+    from latest_metrics join lines
+        on latest_metrics.name = lines.name and list_contains(definitions, definition)
+        and (k is null or try_cast(params ->> 'k' as BIGINT) = k)
+    qualify row_number() over (
+        partition by experiment, site, variant, place
+        order by value is null, list_position(definitions, definition), params
+    ) = 1
+), printed as (
+    select line, place, sae, released_as, name, value, is_comparable, caveat
+    from published where source = 'Shu et al. 2025, Table 2'
+)
+select
+    experiment, site, coalesce(cells.variant, released_as) as variant,
+    coalesce(cells.place, printed.place) as place, coalesce(cells.line, printed.line) as line,
+    coalesce(cells.name, printed.name) as name, definition,
+    scores.value, scores.stderr,
+    if(scores.value is null and experiment is not null,
+        coalesce(reason, 'not measured'), reason) as reason,
+    printed.sae as published_sae, printed.value as published, is_comparable, caveat, sae_id
+from cells left join scores using (experiment, site, variant, place)
+full join printed on cells.variant = released_as and cells.place = printed.place
+order by experiment nulls last, site, variant, place;
+comment on view survey_table2 is
+    'The survey''s Table 2 for every SAE: our number and, where it is one of the seven SAEs of that table, the published one. Of those that no experiment imports: the published number alone.';
+comment on column survey_table2.variant is
+    'Id of the SAE; gemma-scope-l0-22, ... for those of the survey.';
+comment on column survey_table2.place is 'Row of the table, from 0.';
+comment on column survey_table2.line is 'The same by name: Sparsity (L0), MSE, ...';
+comment on column survey_table2.name is 'Our metric that measures the same.';
+comment on column survey_table2.definition is 'The definition our number is by.';
+comment on column survey_table2.value is 'Our number.';
+comment on column survey_table2.reason is 'Why there is none.';
+comment on column survey_table2.published_sae is 'What the survey calls the SAE.';
+comment on column survey_table2.published is 'The published number; NULL where it prints a stand-in.';
+comment on column survey_table2.is_comparable is 'Whether ours may be laid beside it.';
+comment on column survey_table2.caveat is 'What is known against the published number.';
 
 -- a and b are variants, compared at each site of each experiment that has them; where either is
 -- the id of an SAE, every pair of matches is compared.
