@@ -26,6 +26,7 @@ CODE_VERSIONS = {
     "tokens": 1,
     "activations": 1,
     "sae": 3,
+    "import": 1,
     "metrics": 1,
     "explanations": 1,
     "applications": 3,
@@ -72,6 +73,11 @@ class Variant:
 
     places: tuple[str, ...] = ()
     """Where it is trained, of the study's sites. A layer group learns from all of them."""
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it comes from files instead of a training."""
+        return self.sae["kind"] == "pretrained"
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,11 @@ class Study:
 
     def sae_config(self, variant: Variant, site: str) -> Any:
         """The description of ``variant`` at ``site``, with the widths that follow from it."""
+        from sae_lib.interop.pretrained import PretrainedConfig
         from sae_lib.saes import VARIANTS
 
+        if variant.is_pretrained:
+            return PretrainedConfig.model_validate({**variant.sae, "d_in": self.width(site)})
         config, place = VARIANTS[variant.sae["kind"]], Place.parse(site)
         follows: dict[str, int] = {"d_in": self.width(site)}
         if "d_out" in config.model_fields:
@@ -201,6 +210,8 @@ class Study:
         return tuple(dict.fromkeys(one for place in places for one in Place.parse(place).sites))
 
     def sae(self, site: str, variant: Variant) -> Identity:
+        if variant.is_pretrained:
+            return self._imported(site, variant)
         content = {
             "code": CODE_VERSIONS["sae"],
             "place": site,
@@ -225,6 +236,20 @@ class Study:
         general = self.general(variant)
         if general is not None:
             content["start"] = self.sae(site, general).hash
+        return Identity("sae", f"{slug(site)}-{slug(variant.id)}", content)
+
+    def _imported(self, site: str, variant: Variant) -> Identity:
+        """Of an SAE from files: what they hold, wherever they lie, and where it reads."""
+        from sae_lib.interop.pretrained import files_fingerprint
+
+        config = self.sae_config(variant, site)
+        content = {
+            "code": CODE_VERSIONS["import"],
+            "place": site,
+            "format": config.format,
+            "norm_factor": config.norm_factor,
+            "files": files_fingerprint(config, self.base),
+        }
         return Identity("sae", f"{slug(site)}-{slug(variant.id)}", content)
 
     def measured(self, stage: str, site: str, variant: Variant) -> Identity:

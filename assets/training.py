@@ -11,6 +11,7 @@ from typing import Any
 from assets.activations import harvest_sites
 from assets.corpora import token_split
 from assets.layer_groups import groups_of
+from assets.pretrained import import_cell
 from assets.progress import training_progress
 from assets.selections import chosen_contexts, selection_key
 from assets.store import Store, language_model, save_rows
@@ -51,6 +52,10 @@ def train_cells(study: Study, store: Store, cells: Sequence[Cell], log: Log) -> 
         for site, variant in cells
         if not store.artifacts.exists(study.sae(site, variant))
     ]
+    for site, variant in missing:
+        if variant.is_pretrained:
+            import_cell(study, store, (site, variant), log)
+    missing = [(site, variant) for site, variant in missing if not variant.is_pretrained]
     starts = [
         (site, general)
         for site, variant in missing

@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from assets.study import ActivationsConfig, Study, Variant, slug
 from sae_lib.activations.corpus import CorpusConfig, check_corpus
@@ -31,12 +30,13 @@ from sae_lib.saes.presets import expand, preset_of
 from sae_lib.training.config import TrainConfig
 from sae_lib.training.distributed.rules import check_split
 from sae_lib.training.objectives import OBJECTIVES, ObjectiveConfig
-from sae_workflows._yaml import dotted, line_of, read_yaml
+from sae_workflows._yaml import read_yaml
+from sae_workflows.pretrained import KIND, pretrained_variants
+from sae_workflows.reading import Path_, Reader
 
 BUNDLED = Path(__file__).parent / "experiments"
 
 Member = str | dict[str, Any]
-Path_ = tuple[str | int, ...]
 
 OF_AN_ENTRY = ("objective", "train", "sites")
 """Keys of an SAE entry that are no settings of the architecture."""
@@ -86,68 +86,6 @@ class ExperimentFile(Config):
 
     apply: tuple[Member, ...] = ()
     """Applications."""
-
-
-class Reader:
-    """Turns errors at a place in a file into errors that name the place."""
-
-    def __init__(self, file: Path, node: yaml.Node) -> None:
-        self.file, self.node = file, node
-
-    def fault(self, problem: str, path: Sequence[str | int], value: object = None) -> BadInput:
-        return BadInput(
-            problem,
-            file=f"{self.file}:{line_of(self.node, path)}",
-            key=dotted(path),
-            value=value,
-        )
-
-    def parse(self, kind: type[Config], raw: object, path: Path_) -> Any:
-        """``raw`` as a ``kind``; a wrong key or value becomes a `BadInput` with its place."""
-        try:
-            return kind.model_validate(raw)
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-            # a misspelt key is also a missing one; the misspelling is what helps
-            first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-            raise self.fault(*self._describe(kind, first, path)) from error
-
-    def _describe(self, kind: type[Config], error: Any, path: Path_) -> tuple[str, Path_, object]:
-        location = tuple(p for p in error["loc"] if isinstance(p, int) or p in _part_names(kind))
-        if error["type"] == "extra_forbidden":
-            *parents, key = error["loc"]
-            owner = _nested(kind, parents)
-            known = sorted(owner.model_fields)
-            problem = (
-                f"there is no key {key!r} here. Known: {', '.join(known)}."
-                f"{nearest(str(key), known)}"
-            )
-            return problem, (*path, *error["loc"]), None
-        if error["type"] == "missing":
-            return "this key is missing.", (*path, *error["loc"]), None
-        message = error["msg"].removeprefix("Value error, ")
-        problem = message[0].lower() + message[1:]
-        if not problem.endswith("."):
-            problem += "."
-        value = error["input"] if not isinstance(error["input"], dict) else None
-        return problem, (*path, *location), value
-
-
-def _part_names(kind: type[Config]) -> set[str]:
-    """Field names of ``kind`` and of the configs in it, so that union tags drop out of paths."""
-    names = set(kind.model_fields)
-    for field in kind.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            names |= _part_names(field.annotation)
-    return names
-
-
-def _nested(kind: type[Config], path: Sequence[str | int]) -> type[Config]:
-    for part in path:
-        field = kind.model_fields.get(str(part))
-        if field and isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            kind = field.annotation
-    return kind
 
 
 def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
@@ -272,12 +210,25 @@ def _variants(reader: Reader, said: ExperimentFile, info: ModelInfo) -> Iterator
     shared: TrainConfig = reader.parse(TrainConfig, base_train, ("train",))
     seen: dict[str, int] = {}
     for index, entry in enumerate(said.saes):
-        for variant in _grid(reader, said, entry, shared, info, index):
+        if entry.get("kind") == KIND:
+            variants = pretrained_variants(
+                reader,
+                entry,
+                said.sites,
+                info,
+                reader.file.resolve().parent,
+                shared,
+                ("saes", index),
+            )
+        else:
+            variants = _grid(reader, said, entry, shared, info, index)
+        for variant in variants:
             if variant.id in seen:
                 problem = f"{variant.id} stands in saes[{seen[variant.id]}] already."
                 raise reader.fault(problem, ("saes", index))
             seen[variant.id] = index
-            _check_devices(reader, said, variant, index)
+            if entry.get("kind") != KIND:
+                _check_devices(reader, said, variant, index)
             yield variant
 
 
@@ -313,7 +264,7 @@ def _grid(
     written, entry = entry, _expanded(reader, entry, path)
     kind = entry.get("kind")
     if kind not in VARIANTS:
-        known = f"Known: {', '.join(VARIANTS)}."
+        known = f"Known: {', '.join([*VARIANTS, KIND])}."
         problem = f"say which variant under 'kind'. {known}"
         if kind is not None:
             problem = f"no SAE variant is called {kind!r}. {known}{nearest(str(kind), VARIANTS)}"

@@ -67,7 +67,7 @@ def next_work(study: Study, store: Store, stage: str) -> Work | None:
         needed = {
             one
             for site, variant in study.missing(artifacts, "sae")
-            if study.objective(variant).reads == "rows"
+            if study.objective(variant).reads == "rows" and not variant.is_pretrained
             for one in study.reads(site, variant)
         }
         sites = [
