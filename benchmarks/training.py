@@ -43,6 +43,9 @@ from sae_lib.synthetic.dictionary import DictionaryConfig, sparse_mixtures
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
+LOCAL = {name for name, module in CONTENDERS.items() if module == OURS} | {*FLOORS}
+"""Contenders that need no environment of their own."""
+
 HELD_OUT = 8192
 WARM_UP_STEPS = 2
 START_SECONDS = 600
@@ -74,7 +77,7 @@ class Worker:
 
     def __init__(self, name: str, setting: Setting, data: Path, limits: Limits) -> None:
         self.name, self.limits = name, limits
-        python = sys.executable if name in (OURS, *FLOORS) else str(PEERS)
+        python = sys.executable if name in LOCAL else str(PEERS)
         self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed in __exit__
         environment = {"OMP_NUM_THREADS": str(limits.threads), "PATH": os.environ["PATH"]}
         self.process = subprocess.Popen(
@@ -315,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    if not PEERS.exists() and not set(args.contenders) <= {OURS, *FLOORS}:
+    if not PEERS.exists() and not set(args.contenders) <= LOCAL:
         parser.error(f"{PEERS} is missing; run `make bench-peers`, or give --contenders {OURS}")
     everything = []
     with tempfile.TemporaryDirectory() as folder:

@@ -82,6 +82,9 @@ def main() -> None:
         except (ImportError, NotImplementedError) as error:
             answer(missing=str(error))
             return
+        # what may look at the beginning of its own training data before it starts does so
+        if hasattr(contender, "begin"):
+            contender.begin(rows["train"][: setting.steps * setting.batch])
         answer(ready=name)
         number = 0
         for line in sys.stdin:

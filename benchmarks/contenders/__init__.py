@@ -47,6 +47,7 @@ OURS = "ours"
 
 CONTENDERS = {
     OURS: "ours",
+    "ours-data": "ours",
     "sparsify": "sparsify_",
     "sparsify-bf16": "sparsify_",
     "sae-lens": "sae_lens_",

@@ -1,5 +1,7 @@
 """This library: a trainee stepped by the training loop's own function, with default settings.
 
+``ours-data`` begins with inputs of the data as directions.
+
 BatchTopK is scored with the batch's cut, as the others are: its threshold for inference would have
 a few more or fewer latents on.
 """
@@ -11,7 +13,7 @@ from benchmarks.contenders import Reconstruction, Setting
 from sae_lib.saes._ops import keep_top_of_batch, latents_of
 from sae_lib.saes.base import VARIANTS
 from sae_lib.training.config import TrainConfig, resolve
-from sae_lib.training.loop import take_step
+from sae_lib.training.loop import INITIAL_ROWS, take_step
 from sae_lib.training.memory import MemoryBatch
 from sae_lib.training.trainee import Progress, Trainee
 
@@ -19,9 +21,15 @@ from sae_lib.training.trainee import Progress, Trainee
 class Ours:
     """A trainee under way."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, directions: str) -> None:
         config = VARIANTS[setting.kind].model_validate(
-            {"d_in": setting.d_in, "d_sae": setting.d_sae, "k": setting.k, "seed": setting.seed}
+            {
+                "d_in": setting.d_in,
+                "d_sae": setting.d_sae,
+                "k": setting.k,
+                "seed": setting.seed,
+                "directions": directions,
+            }
         )
         train = TrainConfig(
             tokens=setting.steps * setting.batch,
@@ -34,10 +42,12 @@ class Ours:
         self.kind = setting.kind
         self.trainee = Progress(Trainee("ours", config.build(), "x", resolve(train, config)))
 
+    def begin(self, train: Tensor) -> None:
+        """As a training begins: from its first rows, which it is then trained on as well."""
+        self.trainee.coder.initialise_(train[:INITIAL_ROWS])
+
     def step(self, x: Tensor) -> None:
         number = self.trainee.step
-        if number == 0:
-            self.trainee.coder.initialise_(x)
         take_step([self.trainee], MemoryBatch({"x": x}, torch.arange(len(x))), number)
         if self.trainee.status == "diverged":
             raise RuntimeError("the loss is not finite")
@@ -53,4 +63,4 @@ class Ours:
 
 
 def build(name: str, setting: Setting) -> Ours:
-    return Ours(setting)
+    return Ours(setting, "data" if name == "ours-data" else "random")

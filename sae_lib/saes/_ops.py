@@ -28,6 +28,25 @@ def random_unit_rows(num_rows: int, width: int, seed: int) -> Float[Tensor, "row
     return unit_rows(torch.randn(num_rows, width, generator=generator))
 
 
+def rows_of_data(
+    sample: Float[Tensor, "samples width"], centre: Float[Tensor, " width"], num: int, seed: int
+) -> Float[Tensor, "rows width"]:
+    """Directions in which inputs lie from ``centre``: some of ``sample``, drawn with ``seed``.
+
+    Where there are fewer inputs than rows are wanted, the rest is as `random_unit_rows` has it.
+    """
+    rows = random_unit_rows(num, sample.shape[-1], seed).to(sample)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(sample), generator=generator)[:num].to(sample.device)
+    found = sample[chosen] - centre
+    return torch.cat(
+        [
+            torch.where(found.norm(dim=-1, keepdim=True) > 0, unit_rows(found), rows[: len(found)]),
+            rows[len(found) :],
+        ]
+    )
+
+
 def unit_rows(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     """``rows``, each divided by its Euclidean norm; a row whose norm is 0 becomes zero."""
     norms = rows.norm(dim=-1, keepdim=True)

@@ -30,6 +30,7 @@ from sae_lib.saes._ops import (
     normalise_rows_,
     project_gradient_rows_,
     random_unit_rows,
+    rows_of_data,
     spread_of,
     squared_error,
 )
@@ -49,6 +50,10 @@ class BatchTopKConfig(SaeConfig):
 
     k: int = Field(default=32, gt=0)
     """Latents on per token, on average over a batch."""
+
+    directions: Literal["random", "data"] = "random"
+    """How decoder and encoder rows begin: drawn at random, or as inputs of the data, centred and
+    at unit length. The latter learns faster where inputs are sums of few directions."""
 
     aux_k: int = Field(default_factory=half_width, ge=0)
     """Dead latents that try to explain what the live ones left over; derived: near d_in / 2."""
@@ -150,6 +155,9 @@ class BatchTopK(SparseCoder[BatchTopKConfig]):
     def initialise_(self, sample: Tensor) -> None:
         self.b_dec.copy_(geometric_median(sample))
         self.x_variance.copy_(spread_of(sample))
+        if self.cfg.directions == "data":
+            self.W_dec.copy_(rows_of_data(sample, self.b_dec, self.d_sae, self.cfg.seed))
+            self.W_enc.copy_(self.W_dec)
 
     @torch.no_grad()
     def before_update(self) -> None:

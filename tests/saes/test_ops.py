@@ -250,3 +250,16 @@ def test_as_many_dead_latents_help_as_the_power_of_two_nearest_half_the_width(
     found = half_width({"d_in": d_in})
     assert found == expected
     assert abs(math.log2(found) - math.log2(d_in / 2)) <= 0.5
+
+
+def test_rows_of_data_point_from_the_centre_to_inputs_and_the_rest_is_drawn():
+    torch.manual_seed(0)
+    sample, centre = torch.randn(5, 4), torch.ones(4)
+    sample[2] = centre  # has no direction
+    rows = _ops.rows_of_data(sample, centre, 8, seed=3)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(8))
+    wanted = _ops.unit_rows(sample - centre)
+    cosines = rows[:5] @ wanted.mT
+    assert sorted(cosines.argmax(1)[cosines.amax(1) > 1 - 1e-6].tolist()) == [0, 1, 3, 4]
+    assert torch.equal(rows[5:], _ops.random_unit_rows(8, 4, 3)[5:])
+    assert torch.equal(rows, _ops.rows_of_data(sample, centre, 8, seed=3))
