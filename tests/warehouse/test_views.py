@@ -175,6 +175,72 @@ def test_every_column_of_the_leaderboard_and_of_variants_is_documented(warehouse
         assert left <= shared | {"created_at"}, view
 
 
+def _define(warehouse, *rows):
+    defined = [
+        {
+            "name": name,
+            "definition": definition,
+            "version": 1,
+            "text": "t",
+            "better": better,
+            "role": role,
+            "metric": "probing",
+        }
+        for name, definition, role, better in rows
+    ]
+    provenance = Provenance(
+        model="", model_fingerprint="", created_at=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    write_rows(warehouse.root, "definitions", {}, defined, provenance)
+
+
+def test_a_score_stands_beside_its_best_floor_and_ceiling_at_the_same_settings(warehouse, number):
+    _define(
+        warehouse,
+        ("accuracy", "top_k", "score", "higher"),
+        ("accuracy", "random", "floor", "higher"),
+        ("accuracy", "majority", "floor", "higher"),
+        ("accuracy", "dense", "ceiling", "higher"),
+        ("accuracy", "of_one", "part", "higher"),
+        ("error", "mean", "score", "lower"),
+        ("error", "random", "floor", "lower"),
+        ("error", "zero", "floor", "lower"),
+    )
+    k = {"k": 1}
+    rows = [
+        number("accuracy", 0.8, definition="top_k", params=k, stderr=0.02, n=4, unit="datasets"),
+        number("accuracy", 0.9, definition="top_k", params={"k": 2}),
+        number("accuracy", 0.6, definition="random", params=k),
+        number("accuracy", 0.5, definition="majority", params=k),
+        number("accuracy", 0.95, definition="dense", params=k),
+        number("accuracy", 0.7, definition="of_one", params={"k": 1, "dataset": "a"}),
+        number("error", 0.1, definition="mean"),
+        number("error", 0.6, definition="random"),
+        number("error", 0.4, definition="zero"),
+    ]
+    for seed in (0, 1):
+        shifted = [row._replace(value=(row.value or 0) + 0.02 * seed) for row in rows]
+        warehouse.write("metrics", shifted, variant=f"v-s{seed}", sae_id=f"id{seed}")
+        provenance = Provenance(
+            "m", "f1", f"id{seed}", "art", seed, datetime(2026, 1, 1, tzinfo=UTC)
+        )
+        where = {"experiment": "e", "site": "s", "variant": f"v-s{seed}"}
+        write_rows(warehouse.root, "saes", where, [SAE], provenance)
+    warehouse.publish()
+    columns = "name, params ->> 'k', value, floor, floor_is, ceiling, ceiling_is"
+    found = warehouse.ask(f"select {columns} from scorecard where variant = 'v-s0'")
+    assert found.rows() == [
+        ("accuracy", "1", 0.8, 0.6, "random", 0.95, "dense"),
+        ("accuracy", "2", 0.9, None, None, None, None),
+        ("error", None, 0.1, 0.4, "zero", None, None),
+    ]
+    over = warehouse.ask(
+        "select family, value, stderr, num_seeds, floor from scorecard_over_seeds"
+        " where name = 'accuracy' and params ->> 'k' = '1'"
+    ).row(0)
+    assert over == ("v", pytest.approx(0.81), pytest.approx(0.01), 2, pytest.approx(0.61))
+
+
 def test_the_frontier_keeps_the_five_points_of_the_reference(warehouse, fill):
     points = {"a": (20, 0.30), "c": (40, 0.20), "b": (40, 0.25), "d": (80, 0.21), "e": (160, 0.10)}
     for variant, (l0, fvu) in points.items():
