@@ -1,0 +1,756 @@
+"""RAVEL: can latents change one attribute of an entity and leave its others as they are?
+
+At the last token of the entity (or at each of its tokens: ``positions``), for a base and a source
+prompt with codes f_b and f_s,
+
+    x'          = decode((1 - mu) f_b + mu f_s)          mu in {0, 1}^d_sae
+    cause       = share of pairs that ask for the attribute and are answered with the source's value
+    isolation   = share of pairs that ask for another one and are answered with the base's value
+    disentangle = (cause + isolation) / 2,  averaged over attributes, then over types of entities
+
+mu is learned (MDBM), one for each type and attribute: sigmoid(a / T), a = 0 at first, T from 1 to
+1e-4 in equal steps of its logarithm; the loss is the cross-entropy of the expected answer over
+cause and isolation pairs alike; mu = [a > 0] afterwards. Answers are generated greedily and
+compared word by word. Doing nothing and exchanging everything both score 0.5 where they do not
+break the model; `no_swap` and `swap_all` say what they score here.
+
+Source: Huang et al. 2024, sections 2-4; Karvonen et al. 2025 (SAEBench), section 4 and appendix.
+
+Differs from SAEBench: the kind of a pair is stored, and not guessed from first tokens; masks are
+trained on all tokens of the answer unless ``train_on`` says ``first_token``; no two entities that
+meet in training meet in a test pair; base and source differ in what is asked for, too; source
+prompts are answered right as well. As there, the SAE's error is left out unless ``with_error``. On
+the bundled world all tokens of the entity are exchanged by default: that model finds its facts with
+the whole name, and exchanging the last token's activation, even all of it, changes no answer.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from sae_lib.activations.task_tables import TableConfig, table_files
+from sae_lib.errors import NotApplicable
+from sae_lib.evaluate import _prompts
+from sae_lib.evaluate._moments import Estimate
+from sae_lib.evaluate._ravel_pairs import (
+    Kind,
+    Pair,
+    Prompt,
+    draw_pairs,
+    meet_in_training,
+    read_prompts,
+)
+from sae_lib.evaluate.base import Definition, register
+from sae_lib.evaluate.bench import Bench, Measured, OnProgress, TaskMetric
+from sae_lib.papers import Paper
+from sae_lib.saes.base import SparseCoder
+from sae_lib.warehouse.rows import Measurement
+
+WORLD_SETS = ("world:ravel-person", "world:ravel-city")
+KINDS: tuple[Kind, ...] = ("cause", "isolation")
+FEWEST_PAIRS = 4
+"""Pairs of each kind, for training and for testing, without which an attribute is left out."""
+
+HELD_OUT = "new_pairs"
+SPLITS = {HELD_OUT: (False, False), "new_entities": (True, False), "new_templates": (False, True)}
+"""Whether entities and templates of the test pairs are ones that masks were not trained on."""
+
+TEXT = {
+    "ravel_disentangle": "(cause + isolation) / 2, mean over attributes, then types",
+    "ravel_cause": "share of pairs answered with the source's value, means likewise",
+    "ravel_isolation": "share of pairs that keep the base's value, means likewise",
+}
+HOW = {
+    "mdbm": "with a learned binary mask over latents, on entities that did not meet in training",
+    "mdbm_new_entities": "with a learned binary mask, on entities not trained on",
+    "mdbm_new_templates": "with a learned binary mask, on wordings not trained on",
+    "no_swap": "of the base's reconstruction: nothing is exchanged",
+    "swap_all": "with all latents exchanged",
+    "random_mask": "with as many latents as learned, drawn from those that differ: the floor",
+    "mdas": "with a learned rotation of the activation and a mask over it: the skyline",
+    "full_swap": "with the whole activation exchanged",
+    "type_of_one": "with a learned binary mask; of one type of entities",
+    "attribute_of_one": "with a learned binary mask; of one attribute",
+}
+SCORES = {
+    (name, how): Definition(name, how, f"{text}; {told}", "higher", 0.0, 1.0)
+    for how, told in HOW.items()
+    for name, text in TEXT.items()
+}
+MASK = Definition(
+    "ravel_mask_size",
+    "mean_of_attributes",
+    "latents in the mask that differ in some training pair, mean over attributes",
+    "neither",
+    0.0,
+)
+ANSWERED = Definition(
+    "ravel_prompts_answered",
+    "unmodified",
+    "share of prompts that the unmodified model answers right; the others are not used",
+    "higher",
+    0.0,
+    1.0,
+)
+
+Losses = Callable[[Float[Tensor, "rows width"], Int[Tensor, " rows"]], Float[Tensor, " rows"]]
+"""From soft masks of some pairs, and which pairs, to the loss of each."""
+
+
+def temperatures(steps: int, first: float = 1.0, last: float = 1e-4) -> Float[Tensor, " steps"]:
+    """``steps`` temperatures from ``first`` to ``last``, evenly spaced in their logarithm."""
+    return torch.from_numpy(np.geomspace(first, last, steps)).float()
+
+
+def exchange(
+    base: Float[Tensor, "rows width"],
+    source: Float[Tensor, "rows width"],
+    mask: Float[Tensor, "*#rows width"],
+) -> Float[Tensor, "rows width"]:
+    """``base`` with the share ``mask`` of each entry taken from ``source``; exact at 0 and 1."""
+    return base * (1 - mask) + source * mask
+
+
+def disentangle(cause: float, isolation: float) -> float:
+    """The mean of the two."""
+    return (cause + isolation) / 2
+
+
+class Shares(NamedTuple):
+    """Shares of right answers per mask, with their standard errors over pairs."""
+
+    cause: Float[Tensor, " masks"]
+    isolation: Float[Tensor, " masks"]
+    cause_error: Float[Tensor, " masks"]
+    isolation_error: Float[Tensor, " masks"]
+    num: Int[Tensor, " masks"]
+    """Pairs of both kinds."""
+
+    @property
+    def disentangle(self) -> Float[Tensor, " masks"]:
+        return (self.cause + self.isolation) / 2
+
+    @property
+    def disentangle_error(self) -> Float[Tensor, " masks"]:
+        return (self.cause_error**2 + self.isolation_error**2).sqrt() / 2
+
+
+def shares(
+    is_right: Bool[Tensor, " pairs"],
+    is_cause: Bool[Tensor, " pairs"],
+    group: Int[Tensor, " pairs"],
+    num_masks: int,
+) -> Shares:
+    """Cause and isolation of each mask; every mask needs pairs of both kinds."""
+    found = []
+    for kind in (is_cause, ~is_cause):
+        n = torch.bincount(group[kind], minlength=num_masks).double()
+        right = torch.bincount(group[kind & is_right], minlength=num_masks).double()
+        mean = right / n
+        found.append((mean, (mean * (1 - mean) / (n - 1).clamp_min(1)).sqrt()))
+    (cause, cause_error), (isolation, isolation_error) = found
+    num = torch.bincount(group, minlength=num_masks)
+    return Shares(cause, isolation, cause_error, isolation_error, num)
+
+
+def train_masks(
+    losses: Losses,
+    group: Int[Tensor, " pairs"],
+    num_masks: int,
+    width: int,
+    *,
+    epochs: int,
+    batch_pairs: int,
+    lr: float,
+    seed: int,
+    others: Sequence[Tensor] = (),
+) -> Float[Tensor, "masks width"]:
+    """The parameters ``a`` of all masks after training; a mask takes what lies above 0.
+
+    Masks are trained side by side and do not touch one another: each step takes ``batch_pairs``
+    pairs of every mask (``group``), and the loss is the sum over masks of the mean over its pairs.
+
+    Args:
+        losses: The loss of some pairs under soft masks.
+        group: Which mask each pair is for; every mask has pairs.
+        num_masks: How many masks there are.
+        width: Entries of a mask.
+        epochs: How often each pair is seen, by the mask with the most pairs.
+        batch_pairs: Pairs of one mask per step.
+        lr: Step size of Adam.
+        seed: Decides the order of the pairs.
+        others: More tensors to train along, which ``losses`` uses.
+    """
+    draw = np.random.default_rng(seed)
+    members = [np.flatnonzero(group.numpy() == mask) for mask in range(num_masks)]
+    steps_per_epoch = math.ceil(max(map(len, members)) / batch_pairs)
+    a = torch.zeros(num_masks, width, device=others[0].device if others else None)
+    trained = [a.requires_grad_(), *(other.requires_grad_() for other in others)]
+    adam = torch.optim.Adam(trained, lr=lr)
+    for step, temperature in enumerate(temperatures(epochs * steps_per_epoch).tolist()):
+        place = step % steps_per_epoch
+        if place == 0:
+            members = [draw.permutation(own) for own in members]
+        rows = np.stack(
+            [own[(place * batch_pairs + np.arange(batch_pairs)) % len(own)] for own in members]
+        )
+        of = torch.from_numpy(rows.flatten())
+        with torch.enable_grad():
+            soft = torch.sigmoid(a / temperature)[group[of].to(a.device)]
+            loss = losses(soft, of).sum() / batch_pairs
+            gradients = torch.autograd.grad(loss, trained)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
+    return a.detach()
+
+
+def swapped(
+    coder: SparseCoder[Any],
+    base: Float[Tensor, "rows d_in"],
+    source: Float[Tensor, "rows d_in"],
+    mask: Float[Tensor, "*#rows d_sae"],
+    *,
+    with_error: bool = False,
+) -> Float[Tensor, "rows d_in"]:
+    """The base's activation after the latents in ``mask`` were exchanged."""
+    with torch.no_grad():
+        z, other = coder.encode(base), coder.encode(source)
+        error = base - coder.reconstruct(base, z) if with_error else None
+    found = coder.reconstruct(base, exchange(z, other, mask))
+    return found if error is None else found + error
+
+
+def rotated(
+    turns: Float[Tensor, "masks d_in d_in"],
+    group: Int[Tensor, " rows"],
+    base: Float[Tensor, "rows d_in"],
+    source: Float[Tensor, "rows d_in"],
+    mask: Float[Tensor, "rows d_in"],
+) -> Float[Tensor, "rows d_in"]:
+    """The base's activation with coordinates in ``mask`` exchanged, in the basis of its turn."""
+    found = base.clone()
+    for i in group.unique().tolist():
+        own = (group == i).nonzero()[:, 0].to(base.device)
+        moved = (mask[own] * ((source[own] - base[own]) @ turns[i].mT)) @ turns[i]
+        found = found.index_add(0, own, moved)
+    return found
+
+
+def orthonormal(free: Float[Tensor, "masks d d"]) -> Float[Tensor, "masks d d"]:
+    """The rotation that each matrix stands for: Q of its QR decomposition."""
+    return torch.linalg.qr(free).Q.mT
+
+
+@register
+class RavelConfig(TaskMetric):
+    """Exchange of one attribute of an entity by a learned mask over latents."""
+
+    papers = (
+        Paper("Huang et al. 2024", "https://arxiv.org/abs/2402.17700", "2-4"),
+        Paper("Karvonen et al. 2025", "https://arxiv.org/abs/2503.09532", "4, appendix"),
+    )
+    summary = "can latents change one attribute of an entity and no other?"
+    survey = ("RAVEL",)
+
+    name: Literal["ravel"] = "ravel"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Name in experiment files."""
+
+    prompts: tuple[TableConfig, ...] = ()
+    """Tables of prompts with entity, attribute, value (or several), prompt and template, one table
+    per type of entities; by default the world's people and cities."""
+
+    positions: Literal["last", "all"] | None = None
+    """Which tokens of the entity are exchanged; by default the last, and all on the bundled world.
+    With all, base and source have as many tokens."""
+
+    with_error: bool = False
+    """Whether the error of the base's reconstruction is added back."""
+
+    train_on: Literal["answer", "first_token"] = "answer"
+    """Tokens of the expected answer that masks are trained toward."""
+
+    train_pairs: int = Field(default=64, ge=FEWEST_PAIRS)
+    """Pairs of each kind that a mask is trained on, at most."""
+
+    test_pairs: int = Field(default=32, ge=FEWEST_PAIRS)
+    """Pairs of each kind that a mask is scored on, at most, in each of the splits."""
+
+    epochs: int = Field(default=4, gt=0)
+    """How often each training pair is seen."""
+
+    batch_pairs: int = Field(default=16, gt=0)
+    """Training pairs of one mask per step."""
+
+    lr: float = Field(default=1e-2, gt=0)
+    """Step size of Adam."""
+
+    mdas: bool = True
+    """Whether the skyline is trained: a rotation per mask, without any coder."""
+
+    test_share: float = Field(default=0.25, gt=0, lt=1)
+    """Share of entities and of templates kept from training, of tables other than the world's."""
+
+    held_out: float = Field(default=0.3, gt=0, lt=1)
+    """Share of pairs of training entities that meet in tests alone."""
+
+    max_entities: int = Field(default=40, gt=1)
+    """Entities of each side of a table, at most."""
+
+    max_templates: int = Field(default=6, gt=0)
+    """Wordings of each attribute and side, at most."""
+
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """Tokens to generate; by default as many as the longest answer has."""
+
+    batch_rows: int = Field(default=256, gt=0)
+    """Prompts per forward pass."""
+
+    seed: int = Field(default=0, ge=0)
+    """Decides which pairs are drawn, their order, and the random masks and rotations."""
+
+    @classmethod
+    def definitions(cls) -> list[Definition]:
+        return [*SCORES.values(), MASK, ANSWERED]
+
+    def files(self, relative_to: Path) -> list[Path]:
+        return [file for table in self.prompts for file in table_files(table, relative_to)]
+
+    def check(self, bench: Bench) -> None:
+        if not bench.model.has_lm_head or not bench.model.is_causal:
+            raise NotApplicable("ravel", "the model does not continue texts.")
+        if not self.prompts and bench.world is None:
+            raise NotApplicable(
+                "ravel", "no prompts are named, and only the bundled world brings its own."
+            )
+
+    def measure(self, bench: Bench, on_progress: OnProgress) -> dict[str, Measured]:
+        todo = len(bench.coders) + 2
+        task = _Task(self, bench)
+        on_progress(1, todo)
+        shared = task.without_coder()
+        on_progress(2, todo)
+        found = {}
+        for done, (name, coder) in enumerate(bench.coders.items(), 3):
+            if coder.d_in != coder.d_out:
+                reason = "the coder writes another number of values than it reads."
+                found[name] = Measured(self.absent(reason))
+            else:
+                found[name] = Measured(task.of_coder(coder, shared))
+            on_progress(done, todo)
+        return found
+
+
+class _Mask(NamedTuple):
+    """What one mask is for."""
+
+    type: str
+    attribute: str
+
+
+class _Pairs(NamedTuple):
+    """Pairs of all masks as tensors."""
+
+    pairs: list[Pair]
+    group: Int[Tensor, " pairs"]
+    is_cause: Bool[Tensor, " pairs"]
+
+
+class _Ends(NamedTuple):
+    """Activations of pairs, one row per token that is exchanged."""
+
+    base: Float[Tensor, "rows d_in"]
+    source: Float[Tensor, "rows d_in"]
+    pair: Int[Tensor, " rows"]
+    group: Int[Tensor, " rows"]
+
+
+class _Task:
+    """The pairs of an evaluation, and the model that answers them."""
+
+    def __init__(self, cfg: RavelConfig, bench: Bench) -> None:
+        self.cfg, self.model, self.site = cfg, bench.model, bench.site
+        tables = cfg.prompts or tuple(TableConfig(id=name) for name in WORLD_SETS)
+        read = partial(
+            read_prompts,
+            test_share=cfg.test_share,
+            max_entities=cfg.max_entities,
+            max_templates=cfg.max_templates,
+            world=bench.world,
+            relative_to=bench.relative_to,
+        )
+        by_table = [read(table) for table in tables]
+        self.prompts: list[Prompt] = [prompt for prompts in by_table for prompt in prompts]
+        if not self.prompts:
+            raise NotApplicable("ravel", "there are no prompts.")
+        self.ids = [_prompts.prompt_ids(self.model, prompt.text) for prompt in self.prompts]
+        self.positions = cfg.positions or ("last" if bench.world is None else "all")
+        last = [_prompts.token_at(self.model, p.text, p.end) for p in self.prompts]
+        first = (
+            last
+            if self.positions == "last"
+            else [_prompts.token_at(self.model, p.text, p.start + 1) for p in self.prompts]
+        )
+        self.sizes = [high - low + 1 for low, high in zip(first, last, strict=True)]
+        has_bos = self.model.tokenizer.bos_token_id is not None
+        self.column = [place + has_bos for place in first]
+        longest = max(map(len, self.ids))
+        texts = bench.reader.read([p.text for p in self.prompts], max_tokens=longest)
+        begins = texts.start[:-1] + torch.tensor(first)
+        self.x = texts.x[_ranges(begins, self.sizes)].clone()
+        self.begin = torch.tensor([0, *self.sizes]).cumsum(0)
+        self.device = self.model.device
+        answers = self._generate(range(len(self.prompts)), None, [p.values for p in self.prompts])
+        self.is_right = torch.tensor(answers)
+        self.masks: list[_Mask] = []
+        self.train, self.tests = self._draw(tables, by_table)
+
+    def _draw(
+        self, tables: Sequence[TableConfig], by_table: Sequence[Sequence[Prompt]]
+    ) -> tuple[_Pairs, dict[str, _Pairs]]:
+        cfg, first = self.cfg, 0
+        parts: dict[str, list[tuple[int, list[Pair]]]] = {name: [] for name in ("train", *SPLITS)}
+        for number, (table, prompts) in enumerate(zip(tables, by_table, strict=True)):
+            places = [i for i in range(first, first + len(prompts)) if self.is_right[i]]
+            first += len(prompts)
+            for attribute in sorted({prompt.attribute for prompt in prompts}):
+                drawn: dict[str, list[list[Pair]]] = {}
+                for split, name in enumerate(parts):
+                    sides = SPLITS.get(name, (False, False))
+                    usable = [i for i in places if _sides(self.prompts[i]) == sides]
+                    draw = np.random.default_rng([cfg.seed, number, _number(attribute), split])
+                    num = cfg.train_pairs if name == "train" else cfg.test_pairs
+                    meet = partial(_meet, name=name, held_out=cfg.held_out)
+                    drawn[name] = [
+                        draw_pairs(
+                            self.prompts,
+                            usable,
+                            attribute,
+                            kind,
+                            num,
+                            meet=meet,
+                            sizes=self.sizes,
+                            draw=draw,
+                        )
+                        for kind in KINDS
+                    ]
+                needed = [*drawn["train"], *drawn[HELD_OUT]]
+                if min(map(len, needed)) < FEWEST_PAIRS:
+                    continue
+                for name, kinds in drawn.items():
+                    if min(map(len, kinds)) >= FEWEST_PAIRS:
+                        parts[name].append((len(self.masks), [p for own in kinds for p in own]))
+                self.masks.append(_Mask(table.id, attribute))
+        if not self.masks:
+            raise NotApplicable(
+                "ravel",
+                f"the model answers {int(self.is_right.sum())} of {len(self.prompts)} prompts"
+                f" right, too few for {FEWEST_PAIRS} pairs of each kind of any attribute.",
+            )
+        whole = {name: _stack(own) for name, own in parts.items()}
+        return whole.pop("train"), whole
+
+    # --- the model -------------------------------------------------------------------------------
+
+    def _generate(
+        self,
+        places: Sequence[int],
+        x: Float[Tensor, "tokens d_in"] | None,
+        expected: Sequence[tuple[str, ...]],
+    ) -> list[bool]:
+        """Whether each prompt is answered as expected, ``x`` replacing its entity's activations."""
+        longest = max(
+            len(_prompts.token_ids(self.model, f" {value}"))
+            for value in {value for values in expected for value in values}
+        )
+        num_new = self.cfg.max_new_tokens or longest
+        found = [False] * len(places)
+        sizes = [self.sizes[i] for i in places]
+        begin = torch.tensor([0, *sizes]).cumsum(0)
+        lengths = [len(self.ids[i]) for i in places]
+        for rows in _prompts.by_length(lengths, self.cfg.batch_rows):
+            chosen = [places[row] for row in rows]
+            batch = _prompts.padded(self.model, [self.ids[i] for i in chosen])
+            edits = {}
+            if x is not None:
+                own = x[_ranges(begin[rows], [sizes[row] for row in rows]).to(x.device)]
+                edits[self.site] = self._put(chosen, batch.tokens.shape[1], own)
+            with self.model.intervene(edits):
+                texts = _prompts.greedy_answers(self.model, batch, max_new_tokens=num_new)
+            for row, text in zip(rows, texts, strict=True):
+                found[row] = _prompts.begins_with(text, expected[row])
+        return found
+
+    def _put(
+        self,
+        places: Sequence[int],
+        longest: int,
+        x: Float[Tensor, "tokens d_in"],
+        extra: Sequence[int] | None = None,
+    ) -> Callable[[Tensor], Tensor]:
+        """The edit of prompts padded on the left to ``longest``, each behind ``extra`` tokens."""
+        extra = extra or [0] * len(places)
+        sizes = [self.sizes[i] for i in places]
+        first = [
+            longest - len(self.ids[i]) - more + self.column[i]
+            for i, more in zip(places, extra, strict=True)
+        ]
+        rows = torch.arange(len(places)).repeat_interleave(torch.tensor(sizes))
+        columns = _ranges(torch.tensor(first), sizes)
+        return _prompts.put_at(rows, columns, (len(places), longest), x)
+
+    def _losses(self, change: "_Change") -> Losses:
+        """Cross-entropy of the expected answers of training pairs."""
+        pairs = self.train.pairs
+        answers = [
+            _prompts.continuation_ids(self.model, self.prompts[p.base].text, p.expected[0])
+            for p in pairs
+        ]
+        if self.cfg.train_on == "first_token":
+            answers = [answer[:1] for answer in answers]
+
+        def losses(mask: Tensor, rows: Tensor) -> Tensor:
+            chosen = rows.tolist()
+            places = [pairs[i].base for i in chosen]
+            own, wanted = [self.ids[i] for i in places], [answers[i] for i in chosen]
+            more = [len(answer) - 1 for answer in wanted]
+            longest = max(len(p) + m for p, m in zip(own, more, strict=True))
+            ends = self._ends(self.train, rows)
+            x = change(ends.base, ends.source, mask[ends.pair.to(mask.device)], ends.group)
+            with self.model.intervene({self.site: self._put(places, longest, x, more)}):
+                log_probs, is_token = _prompts.continuation_log_probs(self.model, own, wanted)
+            return -log_probs.sum(1) / is_token.sum(1)
+
+        return losses
+
+    def _ends(self, some: _Pairs, rows: Int[Tensor, " rows"]) -> _Ends:
+        """Activations of some pairs."""
+        chosen = [some.pairs[i] for i in rows.tolist()]
+        sizes = [self.sizes[pair.base] for pair in chosen]
+        pair = torch.arange(len(rows)).repeat_interleave(torch.tensor(sizes))
+        base = _ranges(self.begin[[pair.base for pair in chosen]], sizes)
+        source = _ranges(self.begin[[pair.source for pair in chosen]], sizes)
+        return _Ends(
+            self.x[base].to(self.device),
+            self.x[source].to(self.device),
+            pair,
+            some.group[rows][pair],
+        )
+
+    @torch.no_grad()
+    def _score(
+        self, some: _Pairs, change: "_Change", masks: Float[Tensor, "masks width"]
+    ) -> Shares | None:
+        if not some.pairs:
+            return None
+        parts = []
+        for rows in torch.arange(len(some.pairs)).split(self.cfg.batch_rows):
+            ends = self._ends(some, rows)
+            mask = masks[ends.group.to(masks.device)]
+            parts.append(change(ends.base, ends.source, mask, ends.group).float())
+        x, places = torch.cat(parts), [pair.base for pair in some.pairs]
+        right = self._generate(places, x, [pair.expected for pair in some.pairs])
+        return shares(torch.tensor(right), some.is_cause, some.group, len(self.masks))
+
+    def _train(
+        self, change: "_Change", width: int, others: Sequence[Tensor] = ()
+    ) -> Float[Tensor, "masks width"]:
+        return train_masks(
+            self._losses(change),
+            self.train.group,
+            len(self.masks),
+            width,
+            epochs=self.cfg.epochs,
+            batch_pairs=self.cfg.batch_pairs,
+            lr=self.cfg.lr,
+            seed=self.cfg.seed,
+            others=others,
+        )
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def without_coder(self) -> list[Measurement]:
+        """The ceilings, and what the model knows."""
+        d_in, num = self.x.shape[1], len(self.masks)
+        everything = torch.ones(num, d_in, device=self.device)
+        held_out = self.tests[HELD_OUT]
+        rows = self._mean(
+            "full_swap", self._score(held_out, lambda b, s, mask, group: s, everything)
+        )
+        if self.cfg.mdas:
+            start = torch.randn(
+                num, d_in, d_in, generator=torch.Generator().manual_seed(self.cfg.seed)
+            )
+            free = torch.linalg.qr(start).Q.to(self.device)
+
+            def turned(b: Tensor, s: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+                return rotated(orthonormal(free), group, b, s, mask)
+
+            a = self._train(turned, d_in, [free])
+            rows = self._mean("mdas", self._score(held_out, turned, (a > 0).float())) + rows
+        else:
+            reason = "the skyline was not asked for (mdas: false)"
+            rows = self._mean("mdas", None, reason) + rows
+        share = self.is_right.double().mean().item()
+        n = len(self.is_right)
+        error = math.sqrt(share * (1 - share) / max(n - 1, 1))
+        return [*rows, ANSWERED.row(Estimate(share, error, n, "prompts"))]
+
+    def of_coder(self, coder: SparseCoder[Any], shared: list[Measurement]) -> list[Measurement]:
+        """All rows of a coder: its own, then those it shares with others."""
+        place = coder.W_dec.device
+
+        def change(b: Tensor, s: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+            b, s, mask = b.to(place), s.to(place), mask.to(place)
+            found = swapped(coder, b, s, mask, with_error=self.cfg.with_error)
+            return found.to(self.device)
+
+        width, num = coder.d_sae, len(self.masks)
+        taken = self._train(change, width) > 0
+        differs = self._differs(coder)
+        learned, held_out = taken.float(), self.tests[HELD_OUT]
+        sizes = (taken & differs).sum(1)
+        scored = {name: self._score(own, change, learned) for name, own in self.tests.items()}
+        others = {
+            "no_swap": torch.zeros(num, width),
+            "swap_all": torch.ones(num, width),
+            "random_mask": self._random(differs, sizes),
+        }
+        result = scored[HELD_OUT]
+        rows = self._mean("mdbm", result)
+        for name in list(SPLITS)[1:]:
+            reason = f"too few prompts of {name.replace('_', ' ')} are answered right"
+            rows += self._mean(f"mdbm_{name}", scored[name], reason)
+        for name, mask in others.items():
+            rows += self._mean(name, self._score(held_out, change, mask))
+        rows += shared
+        mean_size, size_error = _mean_and_error(sizes.double())
+        rows.append(MASK.row(Estimate(mean_size, size_error, num, "attributes")))
+        if result is not None:
+            rows += self._by_type(result) + self._by_attribute(result, sizes)
+        return rows
+
+    def _differs(self, coder: SparseCoder[Any]) -> Bool[Tensor, "masks d_sae"]:
+        """Per mask the latents that differ between base and source of some training pair."""
+        found = torch.zeros(len(self.masks), coder.d_sae, dtype=torch.bool)
+        place = coder.W_dec.device
+        for rows in torch.arange(len(self.train.pairs)).split(self.cfg.batch_rows):
+            ends = self._ends(self.train, rows)
+            with torch.no_grad():
+                differ = coder.encode(ends.base.to(place)) != coder.encode(ends.source.to(place))
+            for mask in ends.group.unique().tolist():
+                found[mask] |= differ[(ends.group == mask).to(place)].any(0).cpu()
+        return found
+
+    def _random(
+        self, differs: Bool[Tensor, "masks d_sae"], sizes: Int[Tensor, " masks"]
+    ) -> Float[Tensor, "masks d_sae"]:
+        """Masks of the same sizes, drawn from latents that an exchange could change."""
+        drawn = torch.rand(differs.shape, generator=torch.Generator().manual_seed(self.cfg.seed))
+        order = drawn.masked_fill(~differs, -1.0).argsort(1, descending=True).argsort(1)
+        return (order < sizes[:, None]).float()
+
+    def _mean(self, how: str, found: Shares | None, reason: str = "") -> list[Measurement]:
+        if found is None:
+            missing = Estimate(None, reason=reason or "there are no pairs")
+            return [SCORES[name, how].row(missing) for name in TEXT]
+        rows = []
+        for name, values in _by_name(found).items():
+            by_type = [values[own] for own in self._types().values()]
+            known = [own[own.isfinite()] for own in by_type]
+            known = [own for own in known if len(own)]
+            value = float(np.mean([own.mean().item() for own in known]))
+            _, error = _mean_and_error(torch.cat(known))
+            n = sum(map(len, known))
+            params = {
+                "with_error": self.cfg.with_error,
+                "positions": self.positions,
+                "pairs": int(found.num.sum()),
+            }
+            rows.append(SCORES[name, how].row(Estimate(value, error, n, "attributes"), **params))
+        return rows
+
+    def _types(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for i, mask in enumerate(self.masks):
+            found.setdefault(mask.type, []).append(i)
+        return found
+
+    def _by_type(self, found: Shares) -> list[Measurement]:
+        rows = []
+        for type, own in self._types().items():
+            for name, values in _by_name(found).items():
+                value, error = _mean_and_error(values[own])
+                estimate = Estimate(value, error, len(own), "attributes")
+                rows.append(SCORES[name, "type_of_one"].row(estimate, type=type))
+        return rows
+
+    def _by_attribute(self, found: Shares, sizes: Int[Tensor, " masks"]) -> list[Measurement]:
+        rows = []
+        errors = {
+            "ravel_disentangle": found.disentangle_error,
+            "ravel_cause": found.cause_error,
+            "ravel_isolation": found.isolation_error,
+        }
+        for i, mask in enumerate(self.masks):
+            for name, values in _by_name(found).items():
+                estimate = Estimate(
+                    values[i].item(), errors[name][i].item(), int(found.num[i]), "pairs"
+                )
+                params = {"type": mask.type, "attribute": mask.attribute, "latents": int(sizes[i])}
+                rows.append(SCORES[name, "attribute_of_one"].row(estimate, **params))
+        return rows
+
+
+_Change = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""From base, source, masks and the masks' numbers, row by row, to what replaces the base."""
+
+
+def _by_name(found: Shares) -> dict[str, Float[Tensor, " masks"]]:
+    return {
+        "ravel_disentangle": found.disentangle,
+        "ravel_cause": found.cause,
+        "ravel_isolation": found.isolation,
+    }
+
+
+def _mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float | None]:
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+    return values.mean().item(), error
+
+
+def _sides(prompt: Prompt) -> tuple[bool, bool]:
+    return prompt.new_entity, prompt.new_template
+
+
+def _meet(one: str, other: str, *, name: str, held_out: float) -> bool:
+    if name == "train":
+        return meet_in_training(one, other, held_out=held_out)
+    return name == "new_entities" or not meet_in_training(one, other, held_out=held_out)
+
+
+def _ranges(first: Int[Tensor, " ranges"], sizes: Sequence[int]) -> Int[Tensor, " places"]:
+    """``first``, ``first`` + 1, ... for each range, one range after the other."""
+    size = torch.tensor(list(sizes))
+    begin = torch.cat([torch.zeros(1, dtype=torch.long), size.cumsum(0)[:-1]])
+    return torch.arange(int(size.sum())) + (first - begin).repeat_interleave(size)
+
+
+def _number(name: str) -> int:
+    """A number for a seed."""
+    return int.from_bytes(name.encode()[:8])
+
+
+def _stack(parts: Sequence[tuple[int, list[Pair]]]) -> _Pairs:
+    pairs = [pair for _, own in parts for pair in own]
+    group = torch.tensor([mask for mask, own in parts for _ in own], dtype=torch.long)
+    is_cause = torch.tensor([pair.kind == "cause" for pair in pairs], dtype=torch.bool)
+    return _Pairs(pairs, group, is_cause)
