@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
+SAEBENCH := .venv-saebench
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check ui format bench bench-peers clean
+.PHONY: help install demo test check ui format bench bench-peers agreement clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +50,18 @@ $(PEERS)/.installed: constraints.txt
 	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 
+$(SAEBENCH)/.installed: constraints.txt
+	$(PYTHON) -m venv $(SAEBENCH)
+	$(SAEBENCH)/bin/pip install --quiet --upgrade pip
+	grep -i '^torch==' constraints.txt > $(SAEBENCH)/torch.txt
+	$(SAEBENCH)/bin/pip install --quiet --constraint $(SAEBENCH)/torch.txt torch
+	$(SAEBENCH)/bin/pip install --quiet --constraint $(SAEBENCH)/torch.txt sae-bench==0.6.0
+	$(SAEBENCH)/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
+agreement: $(STAMP) $(SAEBENCH)/.installed  ## compare our metrics with those of SAEBench
+	$(BIN)/python -m benchmarks.saebench_agreement --peer $(SAEBENCH)/bin/python
+
 bench-peers: $(PEERS)/.installed  ## make the environment of the libraries that we compare with
 
 bench: $(STAMP) $(PEERS)/.installed  ## measure the claims that docs/benchmarks.md makes
@@ -60,4 +73,4 @@ bench: $(STAMP) $(PEERS)/.installed  ## measure the claims that docs/benchmarks.
 		--rounds 3 --steps 1 --rows 16384
 
 clean:  ## delete the environment and every result
-	rm -rf $(VENV) $(PEERS) .sae
+	rm -rf $(VENV) $(PEERS) $(SAEBENCH) .sae

@@ -15,6 +15,7 @@ from sae_lib.config import digest
 def describe_study(study: Study, store: Store) -> None:
     """Write what was asked, the model, and what each measurement means."""
     from sae_lib.artifacts import package_versions
+    from sae_lib.report.survey_table2 import published_rows
     from sae_lib.warehouse.write import Provenance, write_rows
 
     provenance = Provenance(model=study.model_name, model_fingerprint=study.model_fingerprint)
@@ -40,6 +41,7 @@ def describe_study(study: Study, store: Store) -> None:
     about = {"model": study.model_name}
     _write_once(store, "models", keys, [model], provenance, write_rows, about=about)
     _write_once(store, "definitions", {}, definition_rows(), provenance, write_rows)
+    _write_once(store, "published", {}, published_rows(), provenance, write_rows)
 
 
 def definition_rows() -> list[dict[str, Any]]:

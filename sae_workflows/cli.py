@@ -14,6 +14,7 @@ from sae_lib.errors import SaeError
 from sae_workflows.claims import claims
 from sae_workflows.console import AsJson, Home, err, home_of, out, show_rows
 from sae_workflows.curves import curves
+from sae_workflows.export_cli import export_app, table2
 from sae_workflows.home import memo_file
 from sae_workflows.variants import variants
 from sae_workflows.world_cli import world_app
@@ -32,6 +33,8 @@ app.add_typer(world_app, name="world")
 app.command()(curves)
 app.command()(claims)
 app.command()(variants)
+app.command()(table2)
+app.add_typer(export_app, name="export")
 
 LEADERS = """
 select site, variant, round(l0, 1) as l0, fvu, delta_lm_loss, loss_recovered, dead_share

@@ -136,7 +136,7 @@ def find_experiment(path: Path) -> Path:
     """``path`` itself, or the bundled experiment of that name."""
     if path.is_file():
         return path
-    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.yaml"))}
+    bundled = {file.stem: file for file in sorted(BUNDLED.rglob("*.yaml"))}
     if str(path) in bundled:
         return bundled[str(path)]
     siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []

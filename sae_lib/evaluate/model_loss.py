@@ -12,7 +12,8 @@ in the spliced *and* in the ablated pass. ``all`` replaces those of special toke
 puts zeros, or the mean activation of other (training) tokens, in the same places.
 
 Differs from SAEBench, where special tokens are spared in the spliced pass only, and where the
-target may be padding; with a spared BOS the ablated loss is lower, and so is the score.
+target may be padding; whether the ablated loss is lower or higher with a spared BOS depends on
+the model.
 """
 
 from typing import Literal

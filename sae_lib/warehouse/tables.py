@@ -365,7 +365,7 @@ _tables = (
             Column("line", "text", "Row of that table."),
             Column("place", "int", "Place of the row in it, from 0."),
             Column("sae", "text", "The SAE as that table calls it."),
-            Column("released_as", "text", "Variant of an experiment that imports the SAE."),
+            Column("released_as", "text", "Name by which an experiment imports the SAE."),
             Column("language_model", "text", "Hub id of its language model."),
             Column("hub", "text", "Hub id and folder of its weights."),
             Column("printed", "text", "The number as it is printed."),

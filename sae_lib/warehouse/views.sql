@@ -445,7 +445,7 @@ with lines as (
     select experiment, site, variant, place, value, stderr, definition, reason
     from latest_metrics join lines
         on latest_metrics.name = lines.name and list_contains(definitions, definition)
-        and (k is null or try_cast(params ->> 'k' as BIGINT) = k)
+        and (k is null or k = try_cast(coalesce(params ->> 'k', params ->> 'n') as BIGINT))
     qualify row_number() over (
         partition by experiment, site, variant, place
         order by value is null, list_position(definitions, definition), params
@@ -463,12 +463,14 @@ select
         coalesce(reason, 'not measured'), reason) as reason,
     printed.sae as published_sae, printed.value as published, is_comparable, caveat, sae_id
 from cells left join scores using (experiment, site, variant, place)
-full join printed on cells.variant = released_as and cells.place = printed.place
+full join printed
+    on regexp_replace(cells.variant, '-w[0-9]+-s[0-9]+$', '') = released_as
+    and cells.place = printed.place
 order by experiment nulls last, site, variant, place;
 comment on view survey_table2 is
     'The survey''s Table 2 for every SAE: our number and, where it is one of the seven SAEs of that table, the published one. Of those that no experiment imports: the published number alone.';
 comment on column survey_table2.variant is
-    'Id of the SAE; gemma-scope-l0-22, ... for those of the survey.';
+    'Id of the SAE; of those of the survey that no experiment imports its name.';
 comment on column survey_table2.place is 'Row of the table, from 0.';
 comment on column survey_table2.line is 'The same by name: Sparsity (L0), MSE, ...';
 comment on column survey_table2.name is 'Our metric that measures the same.';
