@@ -90,6 +90,13 @@ def table_files(cfg: TableConfig, relative_to: Path | None = None) -> list[Path]
     return _readers.text_files(path, key="id", suffixes=_readers.TABLES)
 
 
+def local_files(*named: str | Config | None, relative_to: Path) -> list[Path]:
+    """Local files behind data sets that are given as an id or as a config with one."""
+    ids = [one if isinstance(one, str) else getattr(one, "id", "") for one in named]
+    tables = [TableConfig(id=one) for one in ids if one]
+    return [file for table in tables for file in table_files(table, relative_to)]
+
+
 def _world_rows(
     cfg: TableConfig, source: Mapping[str, str], split: TableSplit, world: WorldConfig | None
 ) -> list[Row]:

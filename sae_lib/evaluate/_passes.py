@@ -146,6 +146,11 @@ class SitePasses:
         self._where: dict[Positions, Tensor] = {"kept": keep, "all": mask}
         self._memory: dict[Hashable, Losses] = {}
 
+    @property
+    def model(self) -> Model:
+        """The model that is run."""
+        return self._model
+
     def activations(self, positions: Positions) -> Float[Tensor, "rows d_in"]:
         """Clean activations that the coder reads, at the kept positions or all but padding."""
         where = self._where[positions]

@@ -40,7 +40,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from sae_lib.activations.task_tables import WORLD_PREFIX, TableConfig, TableSplit, table_files
+from sae_lib.activations.task_tables import WORLD_PREFIX, TableConfig, TableSplit, local_files
 from sae_lib.errors import BadInput, UnknownName
 from sae_lib.evaluate._class_probes import (
     FEWEST,
@@ -351,12 +351,7 @@ class ScrConfig(TaskMetric):
             raise BadInput("numbers of latents are at least 1.", key="sizes", value=self.sizes)
 
     def files(self, relative_to: Path) -> list[Path]:
-        return [
-            file
-            for given in self.pairs
-            if not isinstance(given, str)
-            for file in table_files(given, relative_to)
-        ]
+        return local_files(*self.pairs, relative_to=relative_to)
 
     def measure(self, bench: Bench, on_progress: OnProgress) -> dict[str, Measured]:
         reasons = unsuitable_coders(bench, self.sizes)
