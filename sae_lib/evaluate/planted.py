@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from sae_lib.apply.probes import fit, top_columns
+from sae_lib.evaluate.absorption import absorption
 from sae_lib.evaluate.base import EvalBatch, EvalContext, StreamingMetric
 from sae_lib.evaluate.reconstruction import ReconstructionConfig
 from sae_lib.evaluate.sparsity import SparsityConfig
@@ -52,9 +52,6 @@ OVERCOMPLETE = ORTHONORMAL.but(
 
 SAMPLES = 20
 """Positions of a bag, the first of which does not count."""
-
-FULL_COSINE, FRACTION_COSINE, SHARE, MOST_ABSORBERS = 0.025, 0.1, 0.4, 3
-SILENT = 1e-8
 
 MOST_PROBED = 1000
 """Rows of each class that a probe uses, half of them for testing."""
@@ -196,49 +193,6 @@ def _without_stream(
             np.mean([one.is_full.double().mean().item() for one in by_tree])
         )
     return {name: (value, None) for name, value in found.items()}
-
-
-class Absorption(NamedTuple):
-    """How much of each word's projection on a concept other latents took over."""
-
-    fraction: Float[Tensor, " words"]
-    is_full: Bool[Tensor, " words"]
-
-
-def absorption(
-    code: Float[Tensor, "words d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    direction: Float[Tensor, " d_in"],
-    projection: Float[Tensor, " words"],
-    main: Int[Tensor, " main"],
-) -> Absorption:
-    """Absorption of words that have a concept, by the thresholds of SAEBench 0.6.
-
-    With q_i the part of the reconstruction's projection on the direction that latent i writes, M
-    the sum over the concept's main latents and T that of the three largest others of cosine at
-    least 0.1: the fraction is A / (A + M), A = min(T, projection - M); 1 where M <= 0, and 0 where
-    M reaches the projection or T is less than 0.4 of it. Absorption is full where all main latents
-    are silent and the latent with the largest q has cosine at least 0.025 and 0.4 of the
-    projection.
-    """
-    direction = F.normalize(direction, dim=0)
-    cosine = F.normalize(W_dec, dim=1) @ direction
-    q = code * (W_dec @ direction)
-    is_main = torch.zeros(len(W_dec), dtype=torch.bool).index_fill(0, main, True)
-    of_main = q[:, is_main].sum(1)
-    others = (q * (~is_main & (cosine >= FRACTION_COSINE))).clamp_min(0)
-    taken = others.topk(min(MOST_ABSORBERS, len(W_dec)), dim=1).values.sum(1)
-    moved = torch.minimum(taken, projection - of_main)
-    fraction = torch.where(of_main <= 0, 1.0, (moved / (moved + of_main)).clamp(0, 1))
-    is_none = (of_main >= projection) | (taken < SHARE * projection) | (projection <= 0)
-    top, latent = q.max(1)
-    is_full = (
-        (code[:, is_main] < SILENT).all(1)
-        & (cosine[latent] >= FULL_COSINE)
-        & (projection > 0)
-        & (top >= SHARE * projection)
-    )
-    return Absorption(fraction.masked_fill(is_none, 0.0), is_full)
 
 
 def probe_accuracy(code: Float[Tensor, "tokens d_sae"], is_on: Bool[Tensor, " tokens"]) -> float:
