@@ -47,6 +47,7 @@ def describe_study(study: Study, store: Store) -> None:
 def definition_rows() -> list[dict[str, Any]]:
     """What every metric that is registered can say, as rows."""
     from sae_lib.evaluate import METRICS
+    from sae_lib.evaluate.base import role_of
 
     return [
         {
@@ -57,7 +58,7 @@ def definition_rows() -> list[dict[str, Any]]:
             "better": one.better,
             "low": one.low if math.isfinite(one.low) else None,
             "high": one.high if math.isfinite(one.high) else None,
-            "role": one.role,
+            "role": role_of(one),
             "metric": member_name,
         }
         for member_name, member in METRICS.items()

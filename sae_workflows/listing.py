@@ -94,6 +94,8 @@ def _presets() -> list[Row]:
 
 
 def _metrics() -> list[Row]:
+    from sae_lib.evaluate.base import role_of
+
     return [
         {
             "metric": name,
@@ -102,6 +104,7 @@ def _metrics() -> list[Row]:
             "version": definition.version,
             "meaning": definition.text,
             "better": definition.better,
+            "role": role_of(definition),
             "needs": member.needs,
             "survey": list(member.survey),
         }

@@ -52,9 +52,8 @@ class Definition(NamedTuple):
     version: int = 1
     """Grows when the code changes the numbers."""
 
-    role: Role = "score"
-    """A score of the coder; what scores at least or at most (a control, a skyline), to be read
-    beside the score of that name and those params; or one part of a score."""
+    role: Role | None = None
+    """Where the name of the definition does not tell it; see `role_of`."""
 
     def row(self, estimate: Estimate, **params: Any) -> Measurement:
         """The measurement of ``estimate``; a number that is not finite becomes a reason."""
@@ -68,6 +67,59 @@ class Definition(NamedTuple):
         return Measurement(
             self.name, value, self.definition, self.version, stderr, n, unit, params, reason
         )
+
+
+FLOORS = frozenset(
+    {
+        "always_none",
+        "another_latent",
+        "coordinates",
+        "majority",
+        "no_swap",
+        "quiver_with_random_sae",
+        "random",
+        "random_latents_best_of_grid",
+        "random_latents_chosen_on_half",
+        "random_mask",
+        "random_rows",
+        "random_sae",
+        "random_texts",
+        "swap_all",
+        "unsteered",
+    }
+)
+"""Definitions of what learned nothing."""
+
+CEILINGS = frozenset(
+    {
+        "bag_of_words",
+        "dense_probe",
+        "diff_mean",
+        "difference_in_means",
+        "difference_in_means_best_of_grid",
+        "difference_in_means_chosen_on_half",
+        "linear_probes",
+        "logistic",
+        "logistic_probe",
+        "mdas",
+        "pca",
+        "quiver",
+        "residual_top_k",
+    }
+)
+"""Definitions of what needs no coder: a coder that is of use comes near it."""
+
+
+def role_of(definition: Definition) -> Role:
+    """A score of the coder; what learned nothing scores (floor) or what needs no coder (ceiling),
+    to be read beside the score of that name; or one part of a score."""
+    if definition.role is not None:
+        return definition.role
+    if definition.definition.endswith("of_one"):
+        return "part"
+    if definition.definition in FLOORS:
+        return "floor"
+    return "ceiling" if definition.definition in CEILINGS else "score"
 
 
 class EvalBatch(NamedTuple):

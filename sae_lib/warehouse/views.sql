@@ -240,19 +240,24 @@ comment on column frontier.is_pareto_of_site is 'The same among all kinds at thi
 comment on column frontier.is_pareto_in_loss is 'As is_pareto, in L0 and delta_lm_loss.';
 
 -- Every score beside what a coder that learned nothing scores (floor) and what needs no coder or
--- knows the truth (ceiling), by the same name and the same settings. Of several floors the best one
+-- knows the truth (ceiling), by the same name; all settings of these are settings of the score. Of several floors the best one
 -- counts, of several ceilings likewise.
 create view scorecard as
 with measured as (
     select latest_metrics.*, definitions.metric, definitions.role, definitions.better
     from latest_metrics join definitions using (name, definition, version)
-), best as (
+), bounds as (
     select
-        experiment, site, variant, name, params, role,
-        if(any_value(better) = 'lower', min(value), max(value)) as value,
-        if(any_value(better) = 'lower', arg_min(definition, value), arg_max(definition, value))
-            as definition
-    from measured where role in ('floor', 'ceiling') and value is not null
+        experiment, site, variant, scores.name, scores.params, beside.role,
+        if(any_value(beside.better) = 'lower', min(beside.value), max(beside.value)) as value,
+        if(any_value(beside.better) = 'lower', arg_min(beside.definition, beside.value),
+            arg_max(beside.definition, beside.value)) as definition
+    from (
+        select distinct experiment, site, variant, name, params from measured where role = 'score'
+    ) as scores
+    join measured as beside using (experiment, site, variant, name)
+    where beside.role in ('floor', 'ceiling') and beside.value is not null
+        and json_contains(scores.params, beside.params)
     group by all
 )
 select
@@ -264,10 +269,10 @@ select
     measured.reason
 from measured
 left join saes using (experiment, site, variant)
-left join best as floors on floors.role = 'floor'
+left join bounds as floors on floors.role = 'floor'
     and (floors.experiment, floors.site, floors.variant, floors.name, floors.params)
         = (measured.experiment, measured.site, measured.variant, measured.name, measured.params)
-left join best as ceilings on ceilings.role = 'ceiling'
+left join bounds as ceilings on ceilings.role = 'ceiling'
     and (ceilings.experiment, ceilings.site, ceilings.variant, ceilings.name, ceilings.params)
         = (measured.experiment, measured.site, measured.variant, measured.name, measured.params)
 where measured.role = 'score'
