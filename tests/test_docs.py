@@ -53,6 +53,12 @@ def test_every_member_has_a_summary_and_a_source(config):
         assert all(paper.url.startswith("https://") and paper.where for paper in config.papers)
 
 
+def test_the_page_of_metrics_has_a_row_for_each():
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert sorted(rows) == sorted(METRICS)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_to_a_file_leads_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
