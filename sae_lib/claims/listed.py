@@ -153,6 +153,40 @@ _listed = (
         relative=True,
     ),
     _claim(
+        "matryoshka_absorbs_less",
+        "At equal L0, fewer first letters are absorbed in `matryoshka` than in `batch_topk`.",
+        MATRYOSHKA,
+        a=Selector(kind="matryoshka"),
+        b=Selector(kind="batch_topk"),
+        quantity="absorption",
+        direction="lower",
+        least=0.1,
+        relative=True,
+    ),
+    _claim(
+        "matryoshka_absorbs_fewer_words_fully",
+        "At equal L0, another latent takes over fewer words' first letter in `matryoshka` than in "
+        "`batch_topk`.",
+        MATRYOSHKA,
+        a=Selector(kind="matryoshka"),
+        b=Selector(kind="batch_topk"),
+        quantity="full_absorption",
+        direction="lower",
+        least=0.1,
+        relative=True,
+    ),
+    _claim(
+        "matryoshka_has_better_letter_latents",
+        "At equal L0, the best latent of a first letter tells it better in `matryoshka` than in "
+        "`batch_topk`.",
+        MATRYOSHKA,
+        a=Selector(kind="matryoshka"),
+        b=Selector(kind="batch_topk"),
+        quantity="letter_f1",
+        direction="higher",
+        least=0.02,
+    ),
+    _claim(
         "layer_group_keeps_quality",
         "One SAE for a group of layers is nearly as good as one per layer: at equal L0 it leaves "
         "at most 10 % more variance unexplained.",

@@ -62,6 +62,21 @@ CAUSAL = Quantity(
 CPU_PER_LAYER = Quantity("cpu_seconds_per_layer", "CPU-seconds of training per layer", "saes")
 FLOPS_PER_LAYER = Quantity("flops_per_layer", "operations of training per layer", "saes")
 FLOPS_PER_TOKEN = Quantity("flops_per_token", "operations per training token", "saes")
+ABSORPTION = Quantity(
+    "absorption",
+    "share of first letters that other latents write",
+    "metrics",
+    "absorption_fraction",
+    ("v0_6",),
+)
+FULL_ABSORPTION = ABSORPTION._replace(
+    name="full_absorption",
+    text="share of words whose letter another latent took over",
+    measured="full_absorption",
+)
+LETTER_F1 = Quantity(
+    "letter_f1", "F1 of a first letter's best latent", "metrics", "absorption_f1", ("k1",)
+)
 COVERAGE_F1 = 0.7
 """F1 from which a concept counts as recovered."""
 
@@ -97,5 +112,8 @@ QUANTITIES = {
         FLOPS_PER_TOKEN,
         COVERAGE,
         RARE_COVERAGE,
+        ABSORPTION,
+        FULL_ABSORPTION,
+        LETTER_F1,
     )
 }
