@@ -111,10 +111,7 @@ def _log_lines(description: str, log: Callable[[str], None], unit: str) -> Updat
             return
         last = now
         rate = done / (now - began) if now > began else 0.0
-        left = (total - done) / rate if rate else float("nan")
-        log(
-            f"{description}: {done:,} of {total:,} {unit} "
-            f"({rate:,.0f} a second, {left:,.0f} s left)"
-        )
+        left = f"{rate:,.3g} a second, {(total - done) / rate:,.0f} s left" if rate else "just begun"
+        log(f"{description}: {done:,} of {total:,} {unit} ({left})")
 
     return update

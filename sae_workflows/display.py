@@ -114,10 +114,9 @@ class Display:
             if now - last < SECONDS_BETWEEN_LINES:
                 return
             last = now
-            left = (now - began) / done * (total - done) if done else float("nan")
+            left = f"{(now - began) / done * (total - done):,.0f} s left" if done else "just begun"
             self.console.print(
-                f"  {description}: {done:,} of {total:,} {unit}, {left:,.0f} s left",
-                highlight=False,
+                f"  {description}: {done:,} of {total:,} {unit}, {left}", highlight=False
             )
 
         return update
