@@ -111,7 +111,9 @@ def _log_lines(description: str, log: Callable[[str], None], unit: str) -> Updat
             return
         last = now
         rate = done / (now - began) if now > began else 0.0
-        left = f"{rate:,.3g} a second, {(total - done) / rate:,.0f} s left" if rate else "just begun"
+        left = (
+            f"{short(rate)} a second, {(total - done) / rate:,.0f} s left" if rate else "just begun"
+        )
         log(f"{description}: {done:,} of {total:,} {unit} ({left})")
 
     return update
