@@ -244,7 +244,13 @@ comment on column frontier.is_pareto_in_loss is 'As is_pareto, in L0 and delta_l
 -- counts, of several ceilings likewise.
 create view scorecard as
 with measured as (
-    select latest_metrics.*, definitions.metric, definitions.role, definitions.better
+    -- what compares SAEs with one another lands for the whole experiment and names them in params
+    select
+        latest_metrics.* replace (
+            coalesce(nullif(site, ''), params ->> 'site', '') as site,
+            coalesce(nullif(variant, ''), params ->> 'variant', '') as variant
+        ),
+        definitions.metric, definitions.role, definitions.better
     from latest_metrics join definitions using (name, definition, version)
 ), bounds as (
     select

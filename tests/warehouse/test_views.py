@@ -218,14 +218,8 @@ def test_a_score_stands_beside_its_best_floor_and_ceiling_at_the_same_settings(w
         number("error", 0.6, definition="random"),
         number("error", 0.4, definition="zero"),
     ]
-    for seed in (0, 1):
-        shifted = [row._replace(value=(row.value or 0) + 0.02 * seed) for row in rows]
-        warehouse.write("metrics", shifted, variant=f"v-s{seed}", sae_id=f"id{seed}")
-        provenance = Provenance(
-            "m", "f1", f"id{seed}", "art", seed, datetime(2026, 1, 1, tzinfo=UTC)
-        )
-        where = {"experiment": "e", "site": "s", "variant": f"v-s{seed}"}
-        write_rows(warehouse.root, "saes", where, [SAE], provenance)
+    warehouse.write("metrics", rows, variant="v-s0")
+    warehouse.write("saes", [SAE], variant="v-s0")
     warehouse.publish()
     columns = "name, params ->> 'k', value, floor, floor_is, ceiling, ceiling_is"
     found = warehouse.ask(f"select {columns} from scorecard where variant = 'v-s0'")
@@ -234,6 +228,46 @@ def test_a_score_stands_beside_its_best_floor_and_ceiling_at_the_same_settings(w
         ("accuracy", "2", 0.9, None, None, 0.95, "dense"),
         ("error", None, 0.1, 0.4, "zero", None, None),
     ]
+    _define(
+        warehouse,
+        ("cosine", "to_partner", "score", "higher"),
+        ("cosine", "random_directions", "floor", "higher"),
+    )
+    named = {"site": "s", "variant": "v-s0"}
+    warehouse.write(
+        "metrics",
+        [
+            number("cosine", 0.7, definition="to_partner", params=named),
+            number("cosine", 0.2, definition="random_directions", params=named),
+        ],
+        site="",
+        variant="",
+    )
+    warehouse.publish()
+    found = warehouse.ask(
+        "select site, variant, d_sae, value, floor from scorecard where name = 'cosine'"
+    )
+    assert found.rows() == [("s", "v-s0", 32, 0.7, 0.2)]
+
+
+def test_the_scorecard_over_seeds_is_a_mean_with_its_standard_error(warehouse, number):
+    _define(
+        warehouse,
+        ("accuracy", "top_k", "score", "higher"),
+        ("accuracy", "random", "floor", "higher"),
+    )
+    for seed in (0, 1):
+        rows = [
+            number("accuracy", 0.8 + 0.02 * seed, definition="top_k", params={"k": 1}),
+            number("accuracy", 0.6 + 0.02 * seed, definition="random"),
+        ]
+        warehouse.write("metrics", rows, variant=f"v-s{seed}", sae_id=f"id{seed}")
+        provenance = Provenance(
+            "m", "f1", f"id{seed}", "art", seed, datetime(2026, 1, 1, tzinfo=UTC)
+        )
+        where = {"experiment": "e", "site": "s", "variant": f"v-s{seed}"}
+        write_rows(warehouse.root, "saes", where, [SAE], provenance)
+    warehouse.publish()
     over = warehouse.ask(
         "select family, value, stderr, num_seeds, floor from scorecard_over_seeds"
         " where name = 'accuracy' and params ->> 'k' = '1'"
