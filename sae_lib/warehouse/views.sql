@@ -240,8 +240,8 @@ comment on column frontier.is_pareto_of_site is 'The same among all kinds at thi
 comment on column frontier.is_pareto_in_loss is 'As is_pareto, in L0 and delta_lm_loss.';
 
 -- Every score beside what a coder that learned nothing scores (floor) and what needs no coder or
--- knows the truth (ceiling), by the same name; all settings of these are settings of the score. Of several floors the best one
--- counts, of several ceilings likewise.
+-- knows the truth (ceiling), by the same name at the same dial; params also say what was chosen,
+-- which may differ. Of several floors the best one counts, of several ceilings likewise.
 create view scorecard as
 with measured as (
     -- what compares SAEs with one another lands for the whole experiment and names them in params
@@ -263,7 +263,10 @@ with measured as (
     ) as scores
     join measured as beside using (experiment, site, variant, name)
     where beside.role in ('floor', 'ceiling') and beside.value is not null
-        and json_contains(scores.params, beside.params)
+        and list_bool_and([
+            coalesce(beside.params ->> dial = scores.params ->> dial, beside.params ->> dial is null)
+            for dial in ['k', 'n', 'f1', 'threshold', 'quantile', 'method', 'site', 'variant']
+        ])
     group by all
 )
 select
