@@ -73,6 +73,7 @@ FLOORS = frozenset(
     {
         "always_none",
         "another_latent",
+        "chance",
         "coordinates",
         "majority",
         "no_swap",
@@ -93,15 +94,19 @@ FLOORS = frozenset(
 CEILINGS = frozenset(
     {
         "bag_of_words",
+        "boosting",
         "dense_probe",
         "diff_mean",
         "difference_in_means",
         "difference_in_means_best_of_grid",
         "difference_in_means_chosen_on_half",
+        "full_swap",
+        "knn",
         "linear_probes",
         "logistic",
         "logistic_probe",
         "mdas",
+        "mlp",
         "pca",
         "quiver",
         "residual_top_k",

@@ -14,6 +14,18 @@ _LATENTS = """
         ) <= $per_sae
 """
 
+# The headline of a metric is its first score, in the order that metrics list their definitions in.
+_HEADLINES = """headlines as (
+            select
+                metric, min(rowid) as place,
+                arg_min(name, rowid) as name, arg_min(definition, rowid) as definition
+            from stored.definitions
+            where role = 'score' and metric not in (
+                'reconstruction', 'sparsity', 'model_loss', 'weights', 'frontier'
+            )
+            group by metric
+        )"""
+
 QUESTIONS: dict[str, str] = {
     "claims": """
         select claim, statement, verdict, place as site, a, b, quantity, is_relative, effect, low,
@@ -87,6 +99,37 @@ QUESTIONS: dict[str, str] = {
         from latest_metrics
         where experiment = $experiment and name = 'dominance'
         order by all
+    """,
+    "scores": f"""
+        with {_HEADLINES}
+        select
+            site, variant, metric, name, definition, dial, params, better, value, stderr, n, unit,
+            floor, floor_is, ceiling, ceiling_is, reason
+        from scorecard join headlines using (metric, name, definition)
+        where experiment = $experiment
+        order by place, site, try_cast(regexp_extract(dial, '=([0-9.]+)', 1) as double), dial,
+            if(better = 'lower', value, -value) nulls last, variant, params
+    """,
+    "scores_over_seeds": f"""
+        with {_HEADLINES}, alone as (
+            select
+                site, regexp_replace(variant, '-s[0-9]+$', '') as family, metric, name, definition,
+                dial, max(stderr) as stderr_of_one,
+                string_agg(distinct floor_is, ', ' order by floor_is) as floor_is,
+                string_agg(distinct ceiling_is, ', ' order by ceiling_is) as ceiling_is
+            from scorecard where experiment = $experiment and value is not null group by all
+        )
+        select
+            site, family, metric, name, definition, dial, better, num_seeds, value,
+            -- of one SAE the error over what was sampled, of several that over seeds
+            if(num_seeds = 1, stderr_of_one, stderr) as stderr,
+            floor, floor_is, ceiling, ceiling_is
+        from scorecard_over_seeds
+            join headlines using (metric, name, definition)
+            join alone using (site, family, metric, name, definition, dial)
+        where experiment = $experiment and num_seeds > 0
+        order by place, site, try_cast(regexp_extract(dial, '=([0-9.]+)', 1) as double), dial,
+            if(better = 'lower', value, -value), family
     """,
     "curves": """
         select site, variant, step, tokens, name, value

@@ -265,13 +265,18 @@ with measured as (
     where beside.role in ('floor', 'ceiling') and beside.value is not null
         and list_bool_and([
             coalesce(beside.params ->> dial = scores.params ->> dial, beside.params ->> dial is null)
-            for dial in ['k', 'n', 'f1', 'threshold', 'quantile', 'method', 'site', 'variant']
+            for dial in ['k', 'n', 'f1', 'threshold', 'quantile', 'setting', 'method', 'site', 'variant']
         ])
     group by all
 )
 select
     measured.experiment, measured.site, measured.variant, saes.kind, saes.objective,
     saes.d_sae, saes.seed, measured.metric, measured.name, measured.definition,
+    array_to_string([
+        dial || '=' || (measured.params ->> dial)
+        for dial in ['k', 'n', 'f1', 'threshold', 'quantile', 'setting', 'method']
+        if (measured.params ->> dial) is not null
+    ], ', ') as dial,
     measured.params, measured.value, measured.stderr, measured.n, measured.unit, measured.better,
     floors.value as floor, floors.definition as floor_is,
     ceilings.value as ceiling, ceilings.definition as ceiling_is,
@@ -289,6 +294,7 @@ order by measured.experiment, measured.site, measured.metric, measured.name, mea
     measured.params, measured.variant;
 comment on view scorecard is
     'Every score of every SAE, with its error, beside floor and ceiling.';
+comment on column scorecard.dial is 'What the score was measured at, of the params: k=5, n=20, f1=0.7, ...';
 comment on column scorecard.floor is 'What a coder that learned nothing scores, by the same name and settings.';
 comment on column scorecard.floor_is is 'Which one that is.';
 comment on column scorecard.ceiling is 'What needs no coder, or knows the truth, scores.';
@@ -297,12 +303,12 @@ comment on column scorecard.ceiling_is is 'Which one that is.';
 create view scorecard_over_seeds as
 select
     experiment, site, regexp_replace(variant, '-s[0-9]+$', '') as family, kind, objective, d_sae,
-    metric, name, definition, params,
+    metric, name, definition, dial,
     avg(value) as value, internal.seed_error(value, seed) as stderr, count(value) as num_seeds,
     avg(floor) as floor, avg(ceiling) as ceiling, any_value(better) as better
 from scorecard
 group by all
-order by experiment, site, metric, name, definition, params, family;
+order by experiment, site, metric, name, definition, dial, family;
 comment on view scorecard_over_seeds is
     'The scorecard averaged over SAEs that differ in their seed alone.';
 comment on column scorecard_over_seeds.stderr is 'Standard error of the mean over seeds; NULL for one seed.';

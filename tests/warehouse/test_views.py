@@ -221,12 +221,12 @@ def test_a_score_stands_beside_its_best_floor_and_ceiling_at_the_same_settings(w
     warehouse.write("metrics", rows, variant="v-s0")
     warehouse.write("saes", [SAE], variant="v-s0")
     warehouse.publish()
-    columns = "name, params ->> 'k', value, floor, floor_is, ceiling, ceiling_is"
+    columns = "name, dial, value, floor, floor_is, ceiling, ceiling_is"
     found = warehouse.ask(f"select {columns} from scorecard where variant = 'v-s0'")
     assert found.rows() == [
-        ("accuracy", "1", 0.8, 0.6, "random", 0.95, "dense"),
-        ("accuracy", "2", 0.9, None, None, 0.95, "dense"),
-        ("error", None, 0.1, 0.4, "zero", None, None),
+        ("accuracy", "k=1", 0.8, 0.6, "random", 0.95, "dense"),
+        ("accuracy", "k=2", 0.9, None, None, 0.95, "dense"),
+        ("error", "", 0.1, 0.4, "zero", None, None),
     ]
     _define(
         warehouse,
@@ -270,7 +270,7 @@ def test_the_scorecard_over_seeds_is_a_mean_with_its_standard_error(warehouse, n
     warehouse.publish()
     over = warehouse.ask(
         "select family, value, stderr, num_seeds, floor from scorecard_over_seeds"
-        " where name = 'accuracy' and params ->> 'k' = '1'"
+        " where name = 'accuracy' and dial = 'k=1'"
     ).row(0)
     assert over == ("v", pytest.approx(0.81), pytest.approx(0.01), 2, pytest.approx(0.61))
 
