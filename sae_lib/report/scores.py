@@ -32,7 +32,7 @@ MAX_NAME = 24
 """Letters of a name beside a picture."""
 
 MAX_ROWS = 2000
-"""Rows of the table."""
+"""Rows of the table; where there are more, it has the best SAEs at each setting."""
 
 NORMAL = 1.96
 FLOOR = "M0,-1L0,1"
@@ -64,11 +64,20 @@ class _Chart(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What the page shows of the scores beside their table."""
+    """What the page shows of the scores."""
 
     panels: list[Panel]
     num_left_out: int
     """Panels that would have been too many."""
+
+    table: list[dict[str, Any]]
+    """Rows of single SAEs that have a value."""
+
+    num_best: int | None
+    """SAEs at each setting that ``table`` is restricted to, the best; None where it has all."""
+
+    num_values: int
+    """Rows that ``table`` would have without restriction."""
 
     without_value: list[dict[str, Any]]
     """Metric, name, definition, reason, num_saes and the first three saes of what has none."""
@@ -87,7 +96,16 @@ def scores(answers: dict[str, pl.DataFrame]) -> Scores:
                 continue
             svg = to_svg(chart, theme="inherit", prefix=f"scores{len(drawn)}-")
             drawn.append(Panel(site, title, note, Markup(described(svg, f"{site}: {title}"))))
-    return Scores(drawn, num_left_out, _without_value(answers["scores"]))
+    found = answers["scores"]
+    valued = found.filter(pl.col("value").is_not_null())
+    settings = ("site", "metric", "dial")
+    num_best = None
+    table = valued
+    if len(valued) > MAX_ROWS:
+        num_best = max(1, MAX_ROWS // valued.select(settings).n_unique())
+        table = valued.filter(pl.int_range(pl.len()).over(settings) < num_best)
+    rest = _without_value(found)
+    return Scores(drawn, num_left_out, table.to_dicts(), num_best, len(valued), rest)
 
 
 def with_intervals(rows: pl.DataFrame) -> pl.DataFrame:
@@ -114,7 +132,9 @@ def forest(rows: pl.DataFrame) -> Any:
 
     def along(column: str) -> Any:  # every layer says it: where one is silent, 0 is on the axis
         x = alt.X(f"{column}:Q", title=title).scale(domain=[low, high], nice=False)
-        return x.axis(tickCount=3, titleAnchor="end", format="~g", labelOverlap=True)
+        return x.axis(
+            tickCount=4, titleAnchor="end", format="~g", labelOverlap=True, labelSeparation=5
+        )
 
     names = _names(rows)
     rows = rows.select(
@@ -195,7 +215,7 @@ def lines(rows: pl.DataFrame) -> Any:
         "line:N",
         title=None,
         scale=alt.Scale(domain=shown, range=list(PALETTE[: len(shown)])),
-        legend=alt.Legend(columns=columns, labelLimit=WIDTH, symbolType="stroke"),
+        legend=alt.Legend(columns=columns, labelLimit=WIDTH, symbolType="stroke", symbolOpacity=1),
     )
     base = alt.Chart(rows)
     floors = base.transform_filter("datum.floor != null")

@@ -23,7 +23,7 @@ from sae_lib.errors import UnknownName
 from sae_lib.report.figures import MAX_SITES, figures
 from sae_lib.report.gallery import gallery
 from sae_lib.report.questions import QUESTIONS
-from sae_lib.report.scores import MAX_ROWS, scores
+from sae_lib.report.scores import scores
 from sae_lib.report.tokens import pieces
 from sae_lib.report.variants import RECOVERY, are_compared, clusterings, with_intervals
 from sae_lib.warehouse.query import query
@@ -78,7 +78,6 @@ def study_report(db: Path, experiment: str, out: Path) -> Path:
         },
         clusterings=groups,
         scores=scores(answers),
-        max_scores=MAX_ROWS,
         loss_measured=answers["frontier"]["delta_lm_loss"].is_not_null().any(),
         reason_for=lambda name: _reason(answers["not_measured"], name),
         why_not_applied=lambda name: _why_not_applied(answers["not_applied"], name),

@@ -338,13 +338,10 @@ def _many(num_families, num_metrics, dials=("",)):
         for i in range(num_families)
     ]
     kinds = {"ceiling": pl.Float64, "ceiling_is": pl.String}
-    none = pl.DataFrame(
-        schema=dict.fromkeys(
-            ("site", "variant", "metric", "name", "definition", "reason"), pl.String
-        )
-        | {"value": pl.Float64}
-    )
-    return {"scores_over_seeds": pl.DataFrame(rows, schema_overrides=kinds), "scores": none}
+    families = pl.DataFrame(rows, schema_overrides=kinds)
+    one = families.with_columns(variant=pl.col("family"), reason=pl.lit(None, pl.String))
+    best_first = one.sort("metric", "dial", "value", descending=[False, False, True])
+    return {"scores_over_seeds": families, "scores": best_first}
 
 
 def test_of_many_saes_the_best_are_drawn_and_the_others_counted():
@@ -371,6 +368,16 @@ def test_pictures_end_somewhere(monkeypatch):
     monkeypatch.setattr("sae_lib.report.scores.MAX_PANELS", 2)
     found = scores(_many(1, 5))
     assert (len(found.panels), found.num_left_out) == (2, 3)
+
+
+def test_of_a_long_table_the_best_at_each_setting_are_kept(monkeypatch):
+    many = _many(10, 2, ("k=1", "k=2", "k=5"))
+    assert scores(many).num_best is None
+    assert len(scores(many).table) == scores(many).num_values == 60
+    monkeypatch.setattr("sae_lib.report.scores.MAX_ROWS", 20)
+    found = scores(many)
+    assert (found.num_best, found.num_values, len(found.table)) == (3, 60, 18)
+    assert {row["value"] for row in found.table} == {0.9, 0.8, 0.7}
 
 
 def test_a_single_value_without_error_has_an_axis():
