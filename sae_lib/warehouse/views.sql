@@ -254,15 +254,22 @@ with measured as (
     from latest_metrics join definitions using (name, definition, version)
 ), bounds as (
     select
-        experiment, site, variant, scores.name, scores.params, beside.role,
+        experiment, site, variant, scores.name, scores.definition, scores.params, beside.role,
         if(any_value(beside.better) = 'lower', min(beside.value), max(beside.value)) as value,
         if(any_value(beside.better) = 'lower', arg_min(beside.definition, beside.value),
-            arg_max(beside.definition, beside.value)) as definition
+            arg_max(beside.definition, beside.value)) as bound
     from (
-        select distinct experiment, site, variant, name, params from measured where role = 'score'
+        select distinct experiment, site, variant, name, definition, params
+        from measured where role = 'score'
     ) as scores
     join measured as beside using (experiment, site, variant, name)
     where beside.role in ('floor', 'ceiling') and beside.value is not null
+        -- random_best_of_grid belongs to best_of_grid, and to no other definition
+        and (ends_with(beside.definition, '_' || scores.definition) or not exists (
+            from measured as other
+            where other.role = 'score' and other.name = beside.name
+                and ends_with(beside.definition, '_' || other.definition)
+        ))
         and list_bool_and([
             coalesce(beside.params ->> dial = scores.params ->> dial, beside.params ->> dial is null)
             for dial in ['k', 'n', 'f1', 'threshold', 'quantile', 'setting', 'method', 'site', 'variant']
@@ -278,17 +285,21 @@ select
         if (measured.params ->> dial) is not null
     ], ', ') as dial,
     measured.params, measured.value, measured.stderr, measured.n, measured.unit, measured.better,
-    floors.value as floor, floors.definition as floor_is,
-    ceilings.value as ceiling, ceilings.definition as ceiling_is,
+    floors.value as floor, floors.bound as floor_is,
+    ceilings.value as ceiling, ceilings.bound as ceiling_is,
     measured.reason
 from measured
 left join saes using (experiment, site, variant)
 left join bounds as floors on floors.role = 'floor'
-    and (floors.experiment, floors.site, floors.variant, floors.name, floors.params)
-        = (measured.experiment, measured.site, measured.variant, measured.name, measured.params)
+    and (floors.experiment, floors.site, floors.variant, floors.name, floors.definition, floors.params) = (
+        measured.experiment, measured.site, measured.variant, measured.name, measured.definition,
+        measured.params
+    )
 left join bounds as ceilings on ceilings.role = 'ceiling'
-    and (ceilings.experiment, ceilings.site, ceilings.variant, ceilings.name, ceilings.params)
-        = (measured.experiment, measured.site, measured.variant, measured.name, measured.params)
+    and (ceilings.experiment, ceilings.site, ceilings.variant, ceilings.name, ceilings.definition, ceilings.params) = (
+        measured.experiment, measured.site, measured.variant, measured.name, measured.definition,
+        measured.params
+    )
 where measured.role = 'score'
 order by measured.experiment, measured.site, measured.metric, measured.name, measured.definition,
     measured.params, measured.variant;

@@ -205,6 +205,8 @@ def test_a_score_stands_beside_its_best_floor_and_ceiling_at_the_same_settings(w
         ("error", "mean", "score", "lower"),
         ("error", "random", "floor", "lower"),
         ("error", "zero", "floor", "lower"),
+        ("error", "best", "score", "lower"),
+        ("error", "random_best", "floor", "lower"),
     )
     k = {"k": 1}
     rows = [
@@ -217,6 +219,8 @@ def test_a_score_stands_beside_its_best_floor_and_ceiling_at_the_same_settings(w
         number("error", 0.1, definition="mean"),
         number("error", 0.6, definition="random"),
         number("error", 0.4, definition="zero"),
+        number("error", 0.05, definition="best"),
+        number("error", 0.3, definition="random_best"),  # that of the best alone
     ]
     warehouse.write("metrics", rows, variant="v-s0")
     warehouse.write("saes", [SAE], variant="v-s0")
@@ -226,6 +230,7 @@ def test_a_score_stands_beside_its_best_floor_and_ceiling_at_the_same_settings(w
     assert found.rows() == [
         ("accuracy", "k=1", 0.8, 0.6, "random", 0.95, "dense"),
         ("accuracy", "k=2", 0.9, None, None, 0.95, "dense"),
+        ("error", "", 0.05, 0.3, "random_best", None, None),
         ("error", "", 0.1, 0.4, "zero", None, None),
     ]
     _define(
