@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_workflows.console import AsJson, Home, home_of, out, show_rows
+from sae_workflows.console import AsJson, Home, fresh_database, home_of, out, show_rows
 
 
 def claims(
@@ -52,13 +52,9 @@ def judged_rows(experiment: str, home: Path, verdicts: list[str] | None) -> list
     from sae_lib.claims import evaluate
     from sae_lib.claims.judge import VERDICTS
     from sae_lib.errors import UnknownName
-    from sae_lib.warehouse.publish import is_stale, publish
 
     for one in verdicts or ():
         if one not in VERDICTS:
             raise UnknownName("verdict", one, VERDICTS)
-    warehouse, database = home / "warehouse", home / "results.duckdb"
-    if warehouse.is_dir() and is_stale(warehouse, database):
-        publish(warehouse, database, None)
-    rows = evaluate(database, experiment)
+    rows = evaluate(fresh_database(home), experiment)
     return [row._asdict() for row in rows if not verdicts or row.verdict in verdicts]

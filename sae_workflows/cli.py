@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sae_lib.errors import SaeError
 from sae_workflows.claims import claims
-from sae_workflows.console import AsJson, Home, err, home_of, out, show_rows
+from sae_workflows.console import AsJson, Home, err, fresh_database, home_of, out, show_rows
 from sae_workflows.curves import curves
 from sae_workflows.export_cli import export_app, table2
 from sae_workflows.home import memo_file
@@ -218,14 +218,10 @@ def sql(
     as_json: AsJson = False,
 ):
     """Ask the results database a question; it is brought up to date first."""
-    from sae_lib.warehouse.publish import is_stale, publish
     from sae_lib.warehouse.query import describe
     from sae_lib.warehouse.query import query as ask
 
-    folder = home_of(home)
-    warehouse, database = folder / "warehouse", folder / "results.duckdb"
-    if warehouse.is_dir() and is_stale(warehouse, database):
-        publish(warehouse, database, None)
+    database = fresh_database(home_of(home))
     frame = describe(database) if query.strip() == ".tables" else ask(database, query)
     show_rows(frame.to_dicts(), title="", as_json=as_json)
 
@@ -239,6 +235,7 @@ def report(experiment: Experiment, home: Home = None):
 
     folder = home_of(home)
     study = load_experiment(experiment, memo=memo_file(folder))
+    fresh_database(folder)
     out.print(str(write_report(study, Store(home=str(folder)))), soft_wrap=True)
 
 

@@ -29,6 +29,16 @@ def home_of(given: Path | None) -> Path:
     return given.resolve() if given else sae_home()
 
 
+def fresh_database(home: Path) -> Path:
+    """The results database below ``home``, published anew where rows or views are newer."""
+    from sae_lib.warehouse.publish import is_stale, publish
+
+    warehouse, database = home / "warehouse", home / "results.duckdb"
+    if warehouse.is_dir() and is_stale(warehouse, database):
+        publish(warehouse, database, None)
+    return database
+
+
 def show_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -> None:
     """A table for people, or JSON for programs."""
     if as_json:

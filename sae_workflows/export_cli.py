@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sae_workflows.console import AsJson, Home, err, home_of, out, show_rows
+from sae_workflows.console import AsJson, Home, err, fresh_database, home_of, out, show_rows
 
 export_app = typer.Typer(help="Write results as other tools read them.", no_args_is_help=True)
 
@@ -94,16 +94,12 @@ def published(home: Path | None) -> Path:
     """The database, brought up to date and with the published numbers in it."""
     from sae_lib.errors import MissingFile
     from sae_lib.report.survey_table2 import TABLE, land
-    from sae_lib.warehouse.publish import is_stale, publish
     from sae_lib.warehouse.write import partition_path
 
     folder = home_of(home)
     warehouse, database = folder / "warehouse", folder / "results.duckdb"
     if not warehouse.is_dir() and not database.exists():
         raise MissingFile("there are no results yet; `sae run` an experiment.", file=database)
-    if warehouse.is_dir():
-        if not partition_path(warehouse, TABLE, {}).is_file():
-            land(warehouse)
-        if is_stale(warehouse, database):
-            publish(warehouse, database, None)
-    return database
+    if warehouse.is_dir() and not partition_path(warehouse, TABLE, {}).is_file():
+        land(warehouse)
+    return fresh_database(folder)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sae_workflows.console import AsJson, Home, home_of, show_rows
+from sae_workflows.console import AsJson, Home, fresh_database, home_of, show_rows
 
 
 def variants(
@@ -21,7 +21,6 @@ def variants(
     Numbers are means over seeds with halves of 95 % intervals (Student's t).
     """
     from sae_lib.report import survey
-    from sae_lib.warehouse.publish import is_stale, publish
 
     if experiment is None:
         if markdown:
@@ -29,10 +28,7 @@ def variants(
         else:
             show_rows(survey.declared(), title="variants", as_json=as_json)
         return
-    folder = home_of(home)
-    warehouse, database = folder / "warehouse", folder / "results.duckdb"
-    if warehouse.is_dir() and is_stale(warehouse, database):
-        publish(warehouse, database, None)
+    database = fresh_database(home_of(home))
     if markdown:
         typer.echo(survey.measured_table(database, experiment))
         return
