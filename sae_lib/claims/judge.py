@@ -143,6 +143,9 @@ def judge(claim: Claim, cells: Sequence[Cell]) -> list[ClaimRow]:
     for site in (one for one in of_a if one in of_b):
         for a in of_a[site]:
             partners = [b for b in of_b[site] if _share(claim, a, b) and a.cells != b.cells]
+            if claim.at is None or claim.equal_flops:
+                # costs, and whatever is not compared at equal something, are those of one sparsity
+                partners = [_beside(a, b) for b in partners]
             if claim.equal_flops:
                 partners = _nearest_cost(a, partners)
             rows += [_compare(claim, site, a, b) for b in partners]
@@ -207,13 +210,30 @@ def _families(cells: Iterable[Cell], selector: Selector) -> dict[str, list[_Fami
     found: dict[str, list[_Family]] = defaultdict(list)
     for (site, _), members in together.items():
         members.sort(key=lambda cell: cell.values.get("l0", math.inf))
-        names = dict.fromkeys(re.sub(r"-s\d+$", "", cell.variant) for cell in members)
-        found[site].append(_Family(", ".join(names), tuple(members)))
+        found[site].append(_family(members))
     return found
+
+
+def _family(members: Sequence[Cell]) -> _Family:
+    names = dict.fromkeys(re.sub(r"-s\d+$", "", cell.variant) for cell in members)
+    return _Family(", ".join(names), tuple(members))
 
 
 def _share(claim: Claim, a: _Family, b: _Family) -> bool:
     return all(getattr(a.cells[0], field) == getattr(b.cells[0], field) for field in claim.same)
+
+
+def _beside(a: _Family, b: _Family) -> _Family:
+    """Of several sparsities of ``b`` those at about the L0 of ``a``; all where none is."""
+    l0 = _mean(a, "l0")
+    near = tuple(
+        cell
+        for cell in b.cells
+        if l0 and abs(cell.values.get("l0", math.inf) / l0 - 1) <= L0_TOLERANCE
+    )
+    if not near or len(near) == len(b.cells):
+        return b
+    return _family(near)
 
 
 def _nearest_cost(a: _Family, partners: list[_Family]) -> list[_Family]:

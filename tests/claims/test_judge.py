@@ -395,6 +395,16 @@ def test_the_partner_of_equal_cost_is_chosen_and_checked(results):
     assert "costs 2e+03 operations per token" in row.reason
 
 
+def test_costs_are_those_of_the_sparsity_that_is_compared(results):
+    equal = claim(a=Selector(kind="switch"), b=Selector(kind="topk"), same=(), equal_flops=True)
+    results.add("switch", [0, 1], flops=1.0e6, l0=[16, 16], fvu=[0.1, 0.11])
+    results.add("topk", [0, 1], tag="-k16", flops=1.05e6, l0=[16, 16], fvu=[0.2, 0.21])
+    results.add("topk", [0, 1], tag="-k64", flops=9e6, l0=[64, 64], fvu=[0.05, 0.06])
+    row = results.one(equal)
+    assert (row.verdict, row.b) == ("supported", "topk-w64-k16")
+    assert row.value_b == pytest.approx(0.205, abs=1e-3)
+
+
 def test_a_training_strategy_is_compared_with_the_same_architecture(results):
     helped = {"kind": "end_to_end", "downstream": 1.0, "local": 0.0}
     alone = {"kind": "end_to_end", "downstream": 0.0, "local": 0.0}
