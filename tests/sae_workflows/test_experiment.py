@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 from sae_lib.errors import BadInput, MissingFile
-from sae_workflows.experiment import BUNDLED, load_experiment
+from sae_lib.evaluate import read_metric
+from sae_lib.interop.pretrained import PretrainedConfig
+from sae_workflows._yaml import read_yaml
+from sae_workflows.experiment import BUNDLED, ExperimentFile, load_experiment
 from sae_workflows.schema import experiment_schema
 
 EVERY_BUNDLED = pytest.mark.parametrize(
@@ -226,3 +229,16 @@ def test_a_missing_file_is_answered_with_the_nearest(write):
         load_experiment(file.with_name("stduy.yaml"))
     with pytest.raises(MissingFile, match="Did you mean 'world-demo'"):
         load_experiment(Path("world-dmo"))
+
+
+@pytest.mark.parametrize(
+    "file", sorted((BUNDLED / "hub").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_files_that_need_the_hub_say_what_the_schema_allows(file):
+    raw, _ = read_yaml(file)
+    said = ExperimentFile.model_validate(raw)
+    assert [read_metric(one) for one in said.evaluate]
+    for entry in said.saes:
+        assert (
+            PretrainedConfig.model_validate({"d_in": 1, "d_sae": 1, **entry}).kind == "pretrained"
+        )
