@@ -87,6 +87,8 @@ def describe(
             by_method[row.method][row.latent] = description_of(row)
         examples: dict[int, list[ExampleRow]] = {}
         for example in explained.examples:
+            if example.kind != "top":
+                continue
             examples.setdefault(example.latent, []).append(example)
         fired = torch.tensor([row.density for row in explained.latents], dtype=torch.float64)
         described[name] = Described(
@@ -262,7 +264,7 @@ def explainers(methods: Sequence[str], radius: int) -> list[ExplainerConfig]:
     """The methods by name; the stretches of text of max_act are as long as the windows."""
     found = [read_explainer(method) for method in methods]
     return [
-        m.but(examples=ExamplesConfig(radius=radius)) if isinstance(m, MaxActConfig) else m
+        m.but(examples=ExamplesConfig(radius=radius).bare()) if isinstance(m, MaxActConfig) else m
         for m in found
     ]
 

@@ -1,12 +1,13 @@
 """What every explanation method is given and returns, and the registry that finds the methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from sae_lib.config import Config
-from sae_lib.errors import BadInput
+from sae_lib.errors import BadInput, NotApplicable
+from sae_lib.explain.examples import ContextSource
 from sae_lib.explain.statistics import LatentStatistics
 from sae_lib.explain.vocabulary import Vocabulary
 from sae_lib.papers import Paper
@@ -37,6 +38,9 @@ class Evidence(NamedTuple):
     alive: list[int]
     """Latents to explain, ascending: those that fired at least once."""
 
+    corpus: ContextSource | None = None
+    """The text that was read; None where only what was kept of it is at hand."""
+
 
 class ExplainerConfig(Config):
     """What every method's description has; a method adds its dials and ``explain``."""
@@ -60,6 +64,37 @@ class ExplainerConfig(Config):
     def explain(self, evidence: Evidence) -> list[ExplanationRow]:
         """One row per alive latent that the method can say something about."""
         raise TypeError(f"{type(self).__name__} does not explain")
+
+    def combine(self, evidence: Evidence, rows: Sequence[ExplanationRow]) -> list[ExplanationRow]:
+        """Rows made of the ``rows`` of all methods, once those are known; default: none."""
+        return []
+
+    def label(self, row: ExplanationRow) -> str | None:
+        """Readable short name of a latent from a row of this method; None where it has none."""
+        return ", ".join(row.keywords[:3]) or None
+
+
+def explain_all(
+    evidence: Evidence, methods: Sequence[ExplainerConfig]
+) -> tuple[list[ExplanationRow], dict[str, str]]:
+    """What every method says, then what is combined of that; and why some do not apply."""
+    rows: list[ExplanationRow] = []
+    not_applicable: dict[str, str] = {}
+    for method in methods:
+        try:
+            method.check(evidence)
+            rows += method.explain(evidence)
+        except NotApplicable as error:
+            not_applicable[method.method] = error.reason
+    said = tuple(rows)
+    for method in methods:
+        if method.method in not_applicable:
+            continue
+        try:
+            rows += method.combine(evidence, said)
+        except NotApplicable as error:
+            not_applicable[method.method] = error.reason
+    return rows, not_applicable
 
 
 EXPLAINERS: Registry[type[ExplainerConfig]] = Registry("explanation method")

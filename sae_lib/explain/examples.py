@@ -1,24 +1,26 @@
-"""Stretches of text on which latents are strongest: which to show, and reading them again.
+"""Stretches of text that show what latents do: which to show, and how they become rows.
 
 Of a latent's strongest places, strongest first, those are taken that repeat nothing taken before
 (explanations.md, section 1): by default no second one from a document; or, with ``buffer``, no
 centre within ``buffer`` tokens of another and of the ends of a context (SAEBench). In either case
 no window of the same tokens twice.
+
+Beside these a latent has examples of every strength (`quantiles`) and some in which it is silent
+(`near_miss`).
 """
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
 from sae_lib.activations.tokens import TokenRows
 from sae_lib.config import Config
-from sae_lib.explain.statistics import Candidates
-from sae_lib.explain.vocabulary import Vocabulary
-from sae_lib.warehouse.rows import ExampleRow
+from sae_lib.explain.near_miss import POOL
+from sae_lib.explain.statistics import Candidates, Extras
 
 _CHUNK_WINDOWS = 2**15
 """Windows compared with each other at a time."""
@@ -41,6 +43,42 @@ class ExamplesConfig(Config):
 
     buffer: int = Field(default=10, ge=0)
     """Distance in tokens that ``apart: buffer`` keeps between centres, and to the ends."""
+
+    num_intervals: int = Field(default=5, ge=0, le=10)
+    """Intervals between 0 and the latent's maximum, from each of which examples are drawn."""
+
+    per_interval: int = Field(default=3, gt=0)
+    """Examples drawn from each of them."""
+
+    num_silent: int = Field(default=5, ge=0)
+    """Examples drawn from contexts in which the latent does not fire."""
+
+    num_partners: int = Field(default=5, ge=0)
+    """Other latents listed per latent: with the nearest decoder row, and that fire with it."""
+
+    num_near_misses: int = Field(default=5, ge=0)
+    """Examples on which one of these is strong and the latent silent."""
+
+    pair_tokens: int = Field(default=2**17, ge=0)
+    """Tokens, about, on which it is counted which latents fire together."""
+
+    seed: int = Field(default=0, ge=0)
+    """Of whatever is drawn."""
+
+    def extras(self, split: "ContextSource", num_contexts: int) -> Extras:
+        """What has to be found out in the pass over that many contexts."""
+        share = self.pair_tokens / max(1, num_contexts * split.context)
+        return Extras(
+            per_bucket=self.per_interval if self.num_intervals else 0,
+            silent_pool=POOL if self.num_silent else 0,
+            pair_share=min(1.0, share) if self.num_partners else 0.0,
+            context=split.context,
+            seed=self.seed,
+        )
+
+    def bare(self) -> "ExamplesConfig":
+        """The same strongest examples and nothing else."""
+        return self.but(num_intervals=0, num_silent=0, num_partners=0, num_near_misses=0)
 
     @property
     def num_candidates(self) -> int:
@@ -129,34 +167,6 @@ def choose_examples(
         empty = torch.zeros(0, dtype=torch.int64)
         return empty, read_windows(split, empty, cfg.radius)
     return torch.cat(owners), Windows(*(torch.cat(parts) for parts in zip(*windows, strict=True)))
-
-
-def example_rows(
-    latents: Int[Tensor, " chosen"],
-    windows: Windows,
-    activations: Float[Tensor, "chosen width"],
-    vocabulary: Vocabulary,
-) -> dict[int, list[ExampleRow]]:
-    """Rows per latent, strongest first; ``activations`` are those of the window's tokens."""
-    found: dict[int, list[ExampleRow]] = {}
-    centre = windows.rows.shape[1] // 2
-    for i, latent in enumerate(latents.tolist()):
-        inside = windows.inside[i]
-        shown = activations[i][inside].tolist()
-        peak = int(inside[:centre].sum())
-        found.setdefault(latent, []).append(
-            ExampleRow(
-                latent=latent,
-                rank=len(found.get(latent, [])),
-                document=int(windows.document[i]),
-                position=int(windows.position[i]),
-                peak=peak,
-                tokens=[vocabulary.text[t] for t in windows.token_ids[i][inside].tolist()],
-                activations=shown,
-                max_activation=shown[peak],
-            )
-        )
-    return found
 
 
 def _present(

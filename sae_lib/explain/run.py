@@ -1,33 +1,45 @@
-"""Explain every latent of every coder at a site, reading the corpus twice.
+"""Explain every latent of every coder at a site, in one pass over the corpus.
 
-The first pass measures (see `statistics`), the second reads the chosen stretches of text again to
-get the activation of each of their tokens. In both, the model runs once per batch for all coders.
+The pass measures (see `statistics`), with one run of the model per batch for all coders, and keeps
+the codes on disk (`code_log`). Of them the stretches of text that are shown get the activation of
+each of their tokens. Where the codes take too much room, the model reads those stretches again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lib.errors import NotApplicable
-from sae_lib.explain.base import Evidence, ExplainerConfig, OnProgress
-from sae_lib.explain.examples import (
-    ContextSource,
-    ExamplesConfig,
-    Windows,
-    choose_examples,
-    example_rows,
-)
+from sae_lib.explain.base import Evidence, ExplainerConfig, OnProgress, explain_all
+from sae_lib.explain.code_log import CodeLog, find
+from sae_lib.explain.codes import Hits, entries_per_token, hits_of
+from sae_lib.explain.cofiring import decoder_neighbours
+from sae_lib.explain.examples import ContextSource, ExamplesConfig
 from sae_lib.explain.max_act import MaxActConfig
+from sae_lib.explain.places import (
+    Near,
+    Places,
+    choose_places,
+    example_rows,
+    keep_silent,
+    pair_rows,
+)
 from sae_lib.explain.statistics import LatentStatistics
-from sae_lib.explain.vocabulary import read_vocabulary
+from sae_lib.explain.vocabulary import Vocabulary, read_vocabulary
 from sae_lib.saes.base import SparseCoder
-from sae_lib.warehouse.rows import ExampleRow, ExplanationRow, LatentRow
+from sae_lib.warehouse.rows import ExampleRow, ExplanationRow, LatentPairRow, LatentRow
 
 _CHUNK_CODES = 2**24
 """Codes (tokens x latents) held at a time: 64 MiB."""
+
+_LOG_BYTES = 2**33
+"""Room for the codes of all coders on disk; beyond it texts are read again."""
+
+_CHUNK_LATENTS = 2**12
+"""Latents whose stretches of text are looked at together."""
 
 
 class Explained(NamedTuple):
@@ -38,8 +50,13 @@ class Explained(NamedTuple):
 
     explanations: list[ExplanationRow]
     examples: list[ExampleRow]
+    """The strongest stretches of every latent first, then those of other kinds."""
+
     not_applicable: dict[str, str]
     """Methods that have no meaning here, and why."""
+
+    pairs: Sequence[LatentPairRow] = ()
+    """Latents near to each other."""
 
 
 class Contexts(NamedTuple):
@@ -71,50 +88,50 @@ def explain_site(
     of its contexts. A method that does not apply is recorded with its reason.
     """
     num_contexts = min(split.num_contexts, max_contexts or split.num_contexts)
-    total = 2 * num_contexts
+    total = 2 * num_contexts  # the second half is what comes after the pass
     vocabulary = read_vocabulary(model.tokenizer, model.vocab_size, model.special_ids)
     max_act = next((method for method in methods if isinstance(method, MaxActConfig)), None)
     shown = max_act.examples if max_act else ExamplesConfig()
+    extras = shown.extras(split, num_contexts)
     statistics = {
-        name: LatentStatistics(coder.d_sae, vocabulary.size, shown.num_candidates)
+        name: LatentStatistics(coder.d_sae, vocabulary.size, shown.num_candidates, extras)
         for name, coder in coders.items()
     }
-    everything = torch.arange(num_contexts)
-    done = 0
-    for batch in read_contexts(model, split, site, everything, batch_contexts):
-        for name, coder in coders.items():
-            measure(statistics[name], coder, batch, apart=shown.apart)
-        done += len(batch.rows)
-        on_progress(done, total)
-
-    chosen: dict[str, tuple[Tensor, Windows]] = {}
-    for name, measured in statistics.items():
-        latents = torch.tensor(measured.alive, dtype=torch.int64)
-        chosen[name] = choose_examples(shown, split, latents, measured.candidates(latents))
-    needed = torch.cat([w.rows[:, 0] // split.context for _, w in chosen.values()]).unique()
-    activations = {name: torch.zeros(w.rows.shape) for name, (_, w) in chosen.items()}
-    done = total - len(needed)
-    for batch in read_contexts(model, split, site, needed, batch_contexts):
-        for name, coder in coders.items():
-            _look_up(activations[name], *chosen[name], coder, batch)
-        done += len(batch.rows)
-        on_progress(done, total)
-
-    return {
-        name: _conclude(
-            Evidence(
+    with ExitStack() as stack:
+        logs = {
+            name: stack.enter_context(CodeLog(coder.d_sae, _LOG_BYTES // len(coders)))
+            for name, coder in coders.items()
+        }
+        done = 0
+        for batch in read_contexts(model, split, site, torch.arange(num_contexts), batch_contexts):
+            for name, coder in coders.items():
+                measure(statistics[name], coder, batch, apart=shown.apart, log=logs[name])
+            done += len(batch.rows)
+            on_progress(done, total)
+        explained = {}
+        for number, (name, coder) in enumerate(coders.items(), start=1):
+            measured = statistics[name]
+            near = _near(shown, coder, measured)
+            if logs[name].is_whole:
+                look_up, chunk = _from_log(logs[name]), _CHUNK_LATENTS
+            else:
+                look_up, chunk = _by_reading(model, split, site, coder, batch_contexts), None
+            examples, rows = _examples(shown, split, measured, near, look_up, vocabulary, chunk)
+            evidence = Evidence(
                 model=model,
                 site=site,
                 coder=coder,
-                statistics=statistics[name],
-                examples=example_rows(*chosen[name], activations[name], vocabulary),
+                statistics=measured,
+                examples=examples,
                 vocabulary=vocabulary,
-                alive=statistics[name].alive,
-            ),
-            methods,
-        )
-        for name, coder in coders.items()
-    }
+                alive=measured.alive,
+                corpus=split,
+            )
+            explained[name] = _conclude(evidence, methods)._replace(
+                examples=rows, pairs=pair_rows(near, is_exact=measured.pairs.is_exact)
+            )
+            on_progress(num_contexts + num_contexts * number // len(coders), total)
+    return explained
 
 
 def read_contexts(
@@ -139,63 +156,101 @@ def read_contexts(
 
 
 def measure(
-    statistics: LatentStatistics, coder: SparseCoder[Any], batch: Contexts, *, apart: str
+    statistics: LatentStatistics,
+    coder: SparseCoder[Any],
+    batch: Contexts,
+    *,
+    apart: str,
+    log: CodeLog | None = None,
 ) -> None:
-    """Add the kept tokens of ``batch`` to ``statistics``.
+    """Add the kept tokens of ``batch`` to ``statistics``, and their codes to ``log``.
 
     Unless places may repeat a document (``apart`` is "buffer"), those of one document within one
     context contend for one candidate.
     """
-    for part, z in _codes(coder, batch):
+    for part, hits in _codes(coder, batch):
         rows, document = part.rows[part.keep], part.document[part.keep]
         context = rows // part.rows.shape[1]
         segments = rows if apart == "buffer" else context * 2**32 + document
-        statistics.update(z, rows, part.token_ids[part.keep], segments)
+        statistics.update_hits(hits, rows, part.token_ids[part.keep], segments)
+        if log is not None:
+            log.add(hits, rows)
 
 
-def _codes(
-    coder: SparseCoder[Any], batch: Contexts
-) -> Iterator[tuple[Contexts, Float[Tensor, "tokens d_sae"]]]:
+def _codes(coder: SparseCoder[Any], batch: Contexts) -> Iterator[tuple[Contexts, Hits]]:
     """Whole contexts at a time, so that the codes stay small, with the codes of kept tokens."""
-    device = coder.W_dec.device
-    chunk = max(1, _CHUNK_CODES // (coder.d_sae * batch.rows.shape[1]))
+    chunk = max(1, _CHUNK_CODES // (entries_per_token(coder) * batch.rows.shape[1]))
     for low in range(0, len(batch.rows), chunk):
         part = Contexts(*(field[low : low + chunk] for field in batch))
-        with torch.no_grad():
-            kept = part.x[part.keep.to(part.x.device)]
-            yield part, coder.encode(kept.to(device, torch.float32))
+        yield part, hits_of(coder, part.x[part.keep.to(part.x.device)])
 
 
-def _look_up(
-    found: Float[Tensor, "chosen width"],
-    latents: Int[Tensor, " chosen"],
-    windows: Windows,
-    coder: SparseCoder[Any],
-    batch: Contexts,
-) -> None:
-    """Fill in the activations of those windows whose context is in ``batch``."""
-    length = batch.rows.shape[1]
-    for part, z in _codes(coder, batch):
-        place = torch.full(part.keep.shape, -1)
-        place[part.keep] = torch.arange(len(z))
-        contexts = part.rows[:, 0] // length
-        own = windows.rows[:, 0] // length
-        here = torch.isin(own, contexts).nonzero().flatten()
-        index = torch.searchsorted(contexts, own[here])
-        at = place[index[:, None], windows.rows[here] % length]
-        value = z.cpu()[at.clamp(min=0), latents[here][:, None]].float()
-        found[here] = torch.where((at >= 0) & windows.inside[here], value, 0.0)
+def _near(shown: ExamplesConfig, coder: SparseCoder[Any], statistics: LatentStatistics) -> Near:
+    """The latents near to each latent that fires, among those that fire."""
+    alive = torch.tensor(statistics.alive, dtype=torch.int64)
+    directions = coder.W_dec.detach().flatten(1)
+    return Near(
+        alive,
+        *decoder_neighbours(directions, alive, shown.num_partners),
+        statistics.pairs.partners(alive, shown.num_partners),
+    )
+
+
+LookUp = Callable[[Places], Float[Tensor, "places width"]]
+"""What the latents of some places do on the tokens there; 0 outside of the windows."""
+
+
+def _examples(
+    shown: ExamplesConfig,
+    split: ContextSource,
+    statistics: LatentStatistics,
+    near: Near,
+    look_up: LookUp,
+    vocabulary: Vocabulary,
+    chunk: int | None,
+) -> tuple[dict[int, list[ExampleRow]], list[ExampleRow]]:
+    """The strongest stretches by latent; and all rows, those first."""
+    by_latent: dict[int, list[ExampleRow]] = {}
+    others: list[ExampleRow] = []
+    step = chunk or max(1, len(near.latents))
+    for low in range(0, len(near.latents), step):
+        places = choose_places(shown, split, statistics, near.part(low, low + step))
+        for row in example_rows(*keep_silent(shown, places, look_up(places)), vocabulary):
+            if row.kind == "top":
+                by_latent.setdefault(row.latent, []).append(row)
+            else:
+                others.append(row)
+    return by_latent, [row for rows in by_latent.values() for row in rows] + others
+
+
+def _from_log(log: CodeLog) -> LookUp:
+    def look_up(places: Places) -> Float[Tensor, "places width"]:
+        found = log.look_up(places.latent, places.windows.rows)
+        return torch.where(places.windows.inside, found, 0.0)
+
+    return look_up
+
+
+def _by_reading(
+    model: Any, split: ContextSource, site: str, coder: SparseCoder[Any], batch_contexts: int
+) -> LookUp:
+    def look_up(places: Places) -> Float[Tensor, "places width"]:
+        found = torch.zeros(places.windows.rows.shape)
+        own = places.windows.rows[:, 0] // split.context
+        for batch in read_contexts(model, split, site, own.unique(), batch_contexts):
+            for part, hits in _codes(coder, batch):
+                here = torch.isin(own, part.rows[:, 0] // split.context).nonzero().flatten()
+                keys = part.rows[part.keep][hits.token] * coder.d_sae + hits.latent
+                wanted = places.windows.rows[here] * coder.d_sae + places.latent[here, None]
+                value = find(keys.numpy(), hits.value.numpy(), wanted)
+                found[here] = torch.where(places.windows.inside[here], value, 0.0)
+        return found
+
+    return look_up
 
 
 def _conclude(evidence: Evidence, methods: Sequence[ExplainerConfig]) -> Explained:
-    explanations: list[ExplanationRow] = []
-    not_applicable = {}
-    for method in methods:
-        try:
-            method.check(evidence)
-            explanations += method.explain(evidence)
-        except NotApplicable as error:
-            not_applicable[method.method] = error.reason
+    explanations, not_applicable = explain_all(evidence, methods)
     return Explained(
         latents=_latent_rows(evidence.statistics, _labels(methods, explanations)),
         explanations=explanations,
@@ -207,12 +262,12 @@ def _conclude(evidence: Evidence, methods: Sequence[ExplainerConfig]) -> Explain
 def _labels(
     methods: Sequence[ExplainerConfig], explanations: Sequence[ExplanationRow]
 ) -> dict[int, str]:
-    """The leading keywords of the most trusted method that has any, by latent."""
-    trust = {method.method: method.trust for method in methods}
+    """The name by the most trusted method that has one, by latent."""
+    by_name = {method.method: method for method in methods}
     labels: dict[int, str] = {}
-    for row in sorted(explanations, key=lambda row: trust[row.method]):
-        if row.keywords:
-            labels[row.latent] = ", ".join(row.keywords[:3])
+    for row in sorted(explanations, key=lambda row: by_name[row.method].trust):
+        if label := by_name[row.method].label(row):
+            labels[row.latent] = label
     return labels
 
 
@@ -222,9 +277,32 @@ def _latent_rows(statistics: LatentStatistics, labels: Mapping[int, str]) -> lis
         statistics.mean_activation.tolist(),
         statistics.max_activation.tolist(),
         statistics.fired.tolist(),
+        statistics.variance.sqrt().tolist(),
+        _histograms(statistics),
         strict=True,
     )
     return [
-        LatentRow(latent, density, mean if fired else None, largest, labels.get(latent))
-        for latent, (density, mean, largest, fired) in enumerate(columns)
+        LatentRow(
+            latent,
+            density,
+            mean if fired else None,
+            largest,
+            labels.get(latent),
+            std if fired else None,
+            *histogram,
+        )
+        for latent, (density, mean, largest, fired, std, histogram) in enumerate(columns)
     ]
+
+
+def _histograms(
+    statistics: LatentStatistics,
+) -> Iterator[tuple[list[float] | None, list[float] | None]]:
+    """Counts and edges of each latent's buckets, from the first that is used."""
+    for some in torch.arange(statistics.d_sae).split(_CHUNK_LATENTS):
+        counts = statistics.histogram.counts[some]
+        first = (counts > 0).long().argmax(1).tolist()
+        edges = statistics.histogram.edges(some).tolist()
+        is_alive = (counts.sum(1) > 0).tolist()
+        for low, own, ends, fires in zip(first, counts.tolist(), edges, is_alive, strict=True):
+            yield ([float(n) for n in own[low:]], ends[low:]) if fires else (None, None)

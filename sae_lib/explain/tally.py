@@ -7,6 +7,9 @@ A latent's keyword score of a token type t is the term of t in KL(latent || corp
 in nats: large where t carries much of the activation *and* more than its frequency explains. It
 takes the place of the tf-idf that explanations.md (section 1) suggests, needs no document counts,
 and is at most 0 for a word the latent treats like any other.
+
+Activations are rounded to multiples of 2^-28 before they are summed in float64, so that sums up to
+2^25 are exact and do not depend on the order of the tokens.
 """
 
 from typing import NamedTuple
@@ -19,14 +22,24 @@ _BUFFER_PAIRS = 2**22
 """Additions held back before equal pairs are summed: 64 MiB."""
 
 
-class TokenTally:
-    """Sums of activation per (latent, token type), held sparsely.
+_MAX_CELLS = 2**22
+"""Pairs that there can be, up to which each has a cell of its own: 32 MiB."""
 
-    Beyond ``max_pairs`` pairs the smallest sums are dropped, and ``is_exact`` turns false.
+_GRID = 2.0**28
+
+
+class TokenTally:
+    """Sums of activation per (latent, token type).
+
+    Held in one matrix where it is small (``d_sae`` given), and else as a sorted list: beyond
+    ``max_pairs`` pairs the smallest sums are dropped, and ``is_exact`` turns false.
     """
 
-    def __init__(self, vocab_size: int, max_pairs: int = 2**24) -> None:
+    def __init__(self, vocab_size: int, max_pairs: int = 2**24, *, d_sae: int = 0) -> None:
         self.vocab_size = vocab_size
+        self._cells: Tensor | None = None
+        if 0 < d_sae * vocab_size <= min(_MAX_CELLS, max_pairs):
+            self._cells = torch.zeros(d_sae * vocab_size, dtype=torch.float64)
         self.max_pairs = max_pairs
         self.is_exact = True
         self._pairs = torch.zeros(0, dtype=torch.int64)
@@ -40,12 +53,20 @@ class TokenTally:
         token_ids: Int[Tensor, " hits"],
         values: Float[Tensor, " hits"],
     ) -> None:
-        self._waiting.append((latents * self.vocab_size + token_ids, values.double()))
+        pairs = latents * self.vocab_size + token_ids
+        rounded = (values * _GRID).round_().double()  # in units of the grid; exact in float32
+        if self._cells is not None:
+            self._cells.index_add_(0, pairs, rounded)
+            return
+        self._waiting.append((pairs, rounded))
         self._num_waiting += len(values)
         if self._num_waiting > _BUFFER_PAIRS:
             self._settle()
 
     def merge(self, other: "TokenTally") -> None:
+        if self._cells is not None and other._cells is not None:
+            self._cells += other._cells
+            return
         other._settle()
         self._waiting.append((other._pairs, other._sums))
         self.is_exact &= other.is_exact
@@ -55,8 +76,11 @@ class TokenTally:
         self,
     ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Latent, token type and summed activation, by latent and then by token type."""
+        if self._cells is not None:
+            found = self._cells.nonzero().flatten()
+            return found // self.vocab_size, found % self.vocab_size, self._cells[found] / _GRID
         self._settle()
-        return self._pairs // self.vocab_size, self._pairs % self.vocab_size, self._sums
+        return self._pairs // self.vocab_size, self._pairs % self.vocab_size, self._sums / _GRID
 
     def _settle(self) -> None:
         if not self._waiting:

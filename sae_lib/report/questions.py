@@ -199,7 +199,7 @@ QUESTIONS: dict[str, str] = {
         with chosen as ({_LATENTS}        )
         select site, variant, latent, rank, document, peak, tokens, activations, max_activation
         from examples semi join chosen using (site, variant, latent)
-        where experiment = $experiment and rank < 3
+        where experiment = $experiment and rank < 3 and coalesce(kind, 'top') = 'top'
         order by site, variant, latent, rank
     """,
     "definitions": """

@@ -52,6 +52,42 @@ class LatentRow(NamedTuple):
     label: str | None
     """Readable short name, from the explanation that is trusted most."""
 
+    std_activation: float | None = None
+    """Standard deviation over the same tokens as the mean."""
+
+    histogram: list[float] | None = None
+    """Tokens by activation, from the first bucket in which there are any to the last."""
+
+    histogram_edges: list[float] | None = None
+    """Ends of these buckets, one more than there are: each from one edge up to the next."""
+
+
+class LatentPairRow(NamedTuple):
+    """A latent and one that is near to it, as seen from the first."""
+
+    latent: int
+    other: int
+    kind: str
+    """decoder: by the cosine of their decoder rows; cofire: by how often both fire."""
+
+    rank: int
+    """0 is the nearest of the kind."""
+
+    value: float
+    """decoder: the cosine. cofire: Jaccard, tokens on which both fire over those on which any."""
+
+    num_tokens: int | None = None
+    """cofire: tokens on which both fire, of those that were looked at."""
+
+    share: float | None = None
+    """cofire: that number over the tokens on which ``latent`` fires."""
+
+    lift: float | None = None
+    """cofire: by what factor this is more often than if the two were independent."""
+
+    is_exact: bool | None = None
+    """cofire: whether no pair had to be left out for want of memory."""
+
 
 class LatentScoreRow(NamedTuple):
     """One score of one latent, by a metric that scores latents one by one."""
@@ -94,26 +130,45 @@ class ExplanationRow(NamedTuple):
 
 
 class ExampleRow(NamedTuple):
-    """One stretch of text on which a latent fires."""
+    """One stretch of text that shows what a latent does."""
 
     latent: int
     rank: int
-    """0 is the strongest."""
+    """0 is the strongest of the top ones; a number within its interval or kind for others."""
 
     document: int
     """Document in the corpus."""
 
     position: int
-    """Position of the maximum within the document's tokens."""
+    """Position of the peak within the document's tokens."""
 
     peak: int
-    """Index of the maximum within ``tokens``."""
+    """Index within ``tokens`` of the token it was chosen for."""
 
     tokens: list[str]
     activations: list[float]
     """One per token of ``tokens``."""
 
     max_activation: float
+    """Activation at the peak; 0 where the latent is silent."""
+
+    kind: str = "top"
+    """top, quantile, silent or near_miss."""
+
+    interval: int | None = None
+    """quantile: which interval of activation, 0 is the weakest."""
+
+    low: float | None = None
+    """quantile: lower end of that interval."""
+
+    high: float | None = None
+    """quantile: its upper end."""
+
+    share: float | None = None
+    """quantile: share of the tokens on which the latent fires that are in it, in [0, 1]."""
+
+    other: int | None = None
+    """near_miss: the latent near to this one that is strong at the peak."""
 
 
 class ApplicationRow(NamedTuple):
