@@ -5,6 +5,9 @@ finds the same directory from any experiment. `ArtifactStore.build` gives the wr
 directory beside the final one and renames it when the writer is done; a half-written artefact is
 never visible. The working directory survives a killed writer, so that a stage which can resume
 finds its own checkpoint there.
+
+With a remote, what other machines have built exists too: it is brought here when its path is asked
+for, and what is built here is shared when it is whole.
 """
 
 import json
@@ -20,12 +23,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from sae_lib.config import digest
 from sae_lib.errors import CorruptData, SaeError
+
+if TYPE_CHECKING:
+    from sae_lib.remote import Remote
 
 FORMAT_VERSION = 1
 """Layout of an artefact directory and its manifest."""
@@ -100,22 +106,46 @@ class Workspace:
 
 
 class ArtifactStore:
-    """All artefacts under one root (``SAE_HOME``)."""
+    """All artefacts under one root (``SAE_HOME``), and those that a remote store shares."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, remote: "Remote | None" = None) -> None:
+        self.root, self.remote = root, remote
 
     def path(self, identity: Identity) -> Path:
+        """The directory of an artefact; one that only the remote holds is brought here first.
+
+        Raises an error that names the artefact where that fails.
+        """
+        local = self.local_path(identity)
+        if not self.is_here(identity) and self._is_shared(identity):
+            assert self.remote
+            self.remote.pull(identity.kind, identity.folder, self.root)
+        return local
+
+    def local_path(self, identity: Identity) -> Path:
+        """Where the directory of an artefact is on this machine, or would be."""
         return self.root / "artifacts" / identity.kind / identity.folder
 
     def exists(self, identity: Identity) -> bool:
-        return (self.path(identity) / MANIFEST).is_file()
+        """Whether an artefact is here or can be brought here; nothing is moved to find out."""
+        return self.is_here(identity) or self._is_shared(identity)
+
+    def is_here(self, identity: Identity) -> bool:
+        return (self.local_path(identity) / MANIFEST).is_file()
+
+    def _is_shared(self, identity: Identity) -> bool:
+        return self.remote is not None and self.remote.exists(identity.kind, identity.folder)
 
     def manifest(self, identity: Identity) -> dict[str, Any]:
-        return read_manifest(self.path(identity))
+        """The manifest of an artefact; its files are not moved for it."""
+        local = self.local_path(identity)
+        if self.remote and not self.is_here(identity) and self._is_shared(identity):
+            where = f"{self.remote.url}, {identity}"
+            return check_manifest(self.remote.manifest(identity.kind, identity.folder), where)
+        return read_manifest(local)
 
     def manifests(self, kind: str) -> list[dict[str, Any]]:
-        """Manifests of all finished artefacts of ``kind``, each with its ``path``."""
+        """Manifests of all artefacts of ``kind`` on this machine, each with its ``path``."""
         folder = self.root / "artifacts" / kind
         found = sorted(folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
         return [
@@ -125,7 +155,7 @@ class ArtifactStore:
         ]
 
     def working_path(self, identity: Identity) -> Path:
-        return self.path(identity).with_name(f".{identity.folder}.partial")
+        return self.local_path(identity).with_name(f".{identity.folder}.partial")
 
     @contextmanager
     def build(
@@ -140,9 +170,10 @@ class ArtifactStore:
         """A working directory that becomes the artefact when the block ends without an error.
 
         With ``can_resume`` the directory a killed writer left is handed on, else it is emptied.
-        Raises `Busy` when another process holds the same artefact.
+        Raises `Busy` when another process holds the same artefact. A remote that cannot be reached
+        is a warning; the artefact is here all the same.
         """
-        final, working = self.path(identity), self.working_path(identity)
+        final, working = self.local_path(identity), self.working_path(identity)
         final.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(final.with_name(f".{identity.folder}.lock")))
         try:
@@ -175,7 +206,7 @@ class ArtifactStore:
                 "status": "complete",
             }
             (working / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-            if self.exists(identity):  # another process was first; readers may hold its files
+            if self.is_here(identity):  # another process was first; readers may hold its files
                 shutil.rmtree(working)
                 return
             if final.exists():  # a directory without a manifest: not an artefact, in the way
@@ -183,6 +214,8 @@ class ArtifactStore:
             working.replace(final)
         finally:
             lock.release()
+        if self.remote:
+            self.remote.push_when_up(final)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -195,10 +228,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CorruptData(path, "the manifest is missing.", remedy) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptData(path, f"the manifest is not JSON ({error}).", remedy) from error
+    return check_manifest(manifest, path)
+
+
+def check_manifest(manifest: dict[str, Any], where: Path | str) -> dict[str, Any]:
+    """``manifest`` itself; raises `CorruptData` where another version wrote it."""
     found = manifest.get("format_version")
     if found != FORMAT_VERSION:
         raise CorruptData(
-            path,
+            where,
             f"format version {found!r} is not the {FORMAT_VERSION} this version reads.",
             "Read it with the version that wrote it, or rebuild it.",
         )
