@@ -34,7 +34,7 @@ check: $(STAMP)  ## lint, types, import contracts, definitions
 	DAGSTER_HOME= $(BIN)/dagster definitions validate -w workspace.yaml
 
 ui: $(STAMP)  ## serve the graph on http://127.0.0.1:3000
-	DAGSTER_HOME=$$($(BIN)/sae home --dagster) $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1
+	$(BIN)/sae ui
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .
