@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import dagster as dg
+from filelock import FileLock
 
+from assets.conditions import RETRY, explained, follows
 from assets.corpora import token_split, tokens_key
 from assets.grid import Outline, group, site_partitions
 from assets.models import model_key
@@ -28,6 +30,8 @@ def activations_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsD
         group_name=group(outline, "data"),
         kinds={"safetensors", "torch"},
         tags={"stage": "activations"},
+        automation_condition=follows(outline),
+        retry_policy=RETRY,
         partitions_def=site_partitions(outline),
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[tokens_key(outline.name), model_key(outline.model)],
@@ -35,11 +39,12 @@ def activations_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsD
         "all sites, with their norms and checksums. Empty when the experiment streams.",
     )
     def activations(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        study = load()
-        if study.activations.store == "stream":
-            return dg.MaterializeResult(metadata={"store": "streamed from the model"})
-        sites = [site for site in outline.single_sites if site in set(context.partition_keys)]
-        harvest_sites(study, store, sites, context.log.info)
+        with explained():
+            study = load()
+            if study.activations.store == "stream":
+                return dg.MaterializeResult(metadata={"store": "streamed from the model"})
+            sites = [site for site in outline.single_sites if site in set(context.partition_keys)]
+            harvest_sites(study, store, sites, context.log.info)
         for site in sites:
             identity = study.harvested(site)
             facts = store.artifacts.manifest(identity)["facts"]
@@ -71,7 +76,10 @@ def harvest_sites(
     # One pass fills one folder; the artefacts, one per site, are moved out of it when it is whole.
     together = digest({"sites": sorted(identity.hash for identity in identities.values())})
     folder = store.root / "artifacts" / "activations" / f".pass-{together}.partial"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        # whoever looks for what was left behind sees that this is being written
+        stack.enter_context(FileLock(str(folder.with_name(f".pass-{together}.lock"))))
         spaces = {
             site: stack.enter_context(
                 store.artifacts.build(

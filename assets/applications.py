@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
+from assets.conditions import RETRY, counting, explained, follows
 from assets.corpora import token_split, tokens_key
 from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.progress import progress
-from assets.rows import Tables, build_rows
+from assets.rows import Tables, build_rows, finished
 from assets.saes import saes_key
 from assets.store import Store, language_model
 from assets.study import Study, Variant
@@ -31,6 +32,8 @@ def applications_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "applications"},
+        automation_condition=follows(outline),
+        retry_policy=RETRY,
         partitions_def=grid(outline),
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[saes_key(outline.name), tokens_key(outline.name), model_key(outline.model)],
@@ -41,9 +44,11 @@ def applications_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         "dense probes, steering vectors with strength sweeps, diversity-driven data selection.",
     )
     def applications(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        study = load()
-        cells = cells_of(study, context.partition_keys)
-        compute_applications(study, store, cells, context.log.info)
+        with explained():
+            study = load()
+            cells = cells_of(study, context.partition_keys)
+            with counting(context, key, lambda: finished("applications", study, store, cells)):
+                compute_applications(study, store, cells, context.log.info)
         counts = {}
         for site, variant in cells:
             manifest = store.artifacts.manifest(study.measured("applications", site, variant))

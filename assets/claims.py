@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from assets.applications import applications_key
+from assets.conditions import RETRY, explained, follows
 from assets.described import describe_study
 from assets.grid import Outline, group
 from assets.metrics import frontier_key, metrics_key
@@ -32,6 +33,8 @@ def claims_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefini
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "claims"},
+        automation_condition=follows(outline),
+        retry_policy=RETRY,
         deps=upstream,
         check_specs=[
             dg.AssetCheckSpec(
@@ -45,7 +48,8 @@ def claims_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefini
         "an effect, its 95 % interval over seeds, and the reason in words.",
     )
     def claims(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        verdicts = build_claims(load(), store)
+        with explained():
+            verdicts = build_claims(load(), store)
         judged = sum(number for verdict, number in verdicts.items() if verdict != "no data")
         return dg.MaterializeResult(
             metadata={

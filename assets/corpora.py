@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from assets.conditions import RETRY, explained, follows
 from assets.grid import Outline, group
 from assets.models import model_key
 from assets.progress import progress
@@ -22,13 +23,16 @@ def tokens_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefini
         group_name=group(outline, "data"),
         kinds={"safetensors"},
         tags={"stage": "tokens"},
+        automation_condition=follows(outline),
+        retry_policy=RETRY,
         deps=[model_key(outline.model)],
         description="The corpus as token ids in contexts, split by document into training and "
         "evaluation; with document, position and a mask of the tokens that count.",
     )
     def tokens(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        study = load()
-        facts = build_tokens_artifact(study, store, context.log.info)
+        with explained():
+            study = load()
+            facts = build_tokens_artifact(study, store, context.log.info)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(study.tokens.hash),
             metadata={

@@ -5,17 +5,18 @@ from typing import Any
 
 import dagster as dg
 
+from assets.conditions import RETRY, counting, explained, follows
 from assets.corpora import token_split, tokens_key
 from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.pictures import latents_markdown
 from assets.progress import progress
-from assets.rows import Tables, build_rows
+from assets.rows import Tables, build_rows, finished
 from assets.saes import saes_key
 from assets.store import Store, language_model
 from assets.study import Study, Variant
 
-TABLES = ("latents", "explanations", "examples")
+TABLES = ("latents", "explanations", "examples", "latent_pairs")
 FILES = {table: table for table in TABLES}
 EXPLAINED = "alive_latents_are_explained"
 
@@ -32,6 +33,8 @@ def explanations_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "explanations"},
+        automation_condition=follows(outline),
+        retry_policy=RETRY,
         partitions_def=grid(outline),
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[saes_key(outline.name), tokens_key(outline.name), model_key(outline.model)],
@@ -46,9 +49,11 @@ def explanations_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         "names, with the strongest examples; a sample is shown with each partition.",
     )
     def explanations(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        study = load()
-        cells = cells_of(study, context.partition_keys)
-        compute_explanations(study, store, cells, context.log.info)
+        with explained():
+            study = load()
+            cells = cells_of(study, context.partition_keys)
+            with counting(context, key, lambda: finished("explanations", study, store, cells)):
+                compute_explanations(study, store, cells, context.log.info)
         unexplained: dict[str, int] = {}
         for site, variant in cells:
             folder = store.artifacts.path(study.measured("explanations", site, variant))
@@ -115,6 +120,7 @@ def compute_explanations(
                 "latents": one.latents,
                 "explanations": one.explanations,
                 "examples": one.examples,
+                "latent_pairs": one.pairs,
                 "notes": [f"{method}: {why}" for method, why in one.not_applicable.items()],
             }
             for name, one in explained.items()

@@ -1,7 +1,7 @@
 """Partitions of one experiment: site x variant, and the cells that a run was asked for."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dagster as dg
 
@@ -28,6 +28,18 @@ class Outline(NamedTuple):
 
     cells: Mapping[str, Sequence[str]]
     """For each cell, by its key, the single sites whose activations it learns from."""
+
+    model_config: Mapping[str, Any] = {}
+    """Which language model, as the file says it."""
+
+    reevaluate: str = "never"
+    """When results follow a changed model: never, on_change, or a cron line."""
+
+    retrains: bool = False
+    """Whether SAEs are trained anew when the model changes."""
+
+    watch: bool = False
+    """Whether the folder of its model is watched from the start."""
 
     @property
     def single_sites(self) -> list[str]:
@@ -87,6 +99,29 @@ def cells_of(study: Study, keys: Iterable[str]) -> list[tuple[str, Variant]]:
     return [
         (site, variant) for site, variant in study.cells() if cell_key(site, variant.id) in wanted
     ]
+
+
+def ranges(outline: Outline, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """First and last keys of the fewest partition ranges that hold exactly ``cells``.
+
+    A range of a grid is a rectangle; here each stays within one site, in the order of variants.
+    """
+    keys = list(outline.cells)
+    wanted = {cell_key(site, variant) for site, variant in cells}
+    found: list[tuple[str, str]] = []
+    previous = ""
+    for key in keys:
+        site = key.split("|")[0]
+        if key not in wanted:
+            previous = ""
+            continue
+        goes_on = previous and (not outline.is_rectangular or previous.split("|")[0] == site)
+        if goes_on:
+            found[-1] = (found[-1][0], key)
+        else:
+            found.append((key, key))
+        previous = key
+    return found
 
 
 def rectangle(outline: Outline, cells: Sequence[tuple[str, str]]) -> tuple[str, str]:

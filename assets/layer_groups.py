@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from assets.activations import activations_key, harvest_sites
+from assets.conditions import RETRY, explained, follows
 from assets.grid import Outline, group
 from assets.store import EVERYTHING, Store, save_rows
 from assets.study import CODE_VERSIONS, Study, Variant
@@ -30,13 +31,16 @@ def layer_groups_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "data"),
         kinds={"scipy", "parquet"},
         tags={"stage": "layer_groups"},
+        automation_condition=follows(outline),
+        retry_policy=RETRY,
         deps=[activations_key(outline.name)],
         description="Angular distances between the sites that layer groups are made of, and the "
         "groups that complete linkage finds at every number of groups.",
     )
     def layer_groups(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        study = load()
-        build_layer_groups(study, store, context.log.info)
+        with explained():
+            study = load()
+            build_layer_groups(study, store, context.log.info)
         metadata: dict[str, Any] = {}
         for variant in grouped_variants(study):
             groups = groups_of(study, store, variant, context.log.info)

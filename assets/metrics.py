@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
+from assets.conditions import RETRY, counting, explained, follows
 from assets.corpora import token_split, tokens_key
 from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.progress import progress
-from assets.rows import Tables, build_rows
+from assets.rows import Attempts, Tables, build_rows, finished
 from assets.saes import saes_key
 from assets.store import EVERYTHING, Store, language_model, save_rows
 from assets.study import Study, Variant, by_site
 from assets.training import streamed
 from assets.world import world_of_model
 from sae_lib.config import Config
+from sae_lib.errors import MissingFile
 from sae_lib.models.places import Place
 
 FILES = {
@@ -50,6 +52,8 @@ def metrics_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefin
         group_name=group(outline, "evaluation"),
         kinds={"torch", "parquet"},
         tags={"stage": "metrics"},
+        automation_condition=follows(outline),
+        retry_policy=RETRY,
         partitions_def=grid(outline),
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[saes_key(outline.name), tokens_key(outline.name), model_key(outline.model)],
@@ -65,9 +69,11 @@ def metrics_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefin
         "each with its definition and standard error; one pass over the tokens for all SAEs.",
     )
     def metrics(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        study = load()
-        cells = cells_of(study, context.partition_keys)
-        compute_metrics(study, store, cells, context.log.info)
+        with explained():
+            study = load()
+            cells = cells_of(study, context.partition_keys)
+            with counting(context, key, lambda: finished("metrics", study, store, cells)):
+                compute_metrics(study, store, cells, context.log.info)
         counts, impossible = {}, []
         for site, variant in cells:
             values = _values(study, store, site, variant)
@@ -115,8 +121,11 @@ def compute_metrics(
                 cache(lambda: mean_activation(study, store, site, log)),
                 cache(lambda: stack.enter_context(_reader(study, store, site))),
             )
-            for metrics in study.metric_parts().values():
-                _compute_part(study, store, site, variants, metrics, shared, log)
+            attempts = Attempts()
+            for name, metrics in study.metric_parts().items():
+                with attempts.at(f"{name} at {site}"):
+                    _compute_part(study, store, site, variants, metrics, shared, log)
+            attempts.conclude()
         return {variant.id: _joined(study, store, site, variant) for variant in variants}
 
     # explanations bring the statistics of latents with labels; without them these stand in
@@ -310,13 +319,15 @@ def frontier_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefi
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "frontier"},
+        automation_condition=follows(outline),
+        retry_policy=RETRY,
         deps=[metrics_key(outline.name)],
         description="Sparsity against fidelity over all SAEs of the experiment: Pareto sets, "
         "values at matched L0 and dominance between architectures.",
     )
     def frontier(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        study = load()
-        rows = build_frontier(study, store)
+        with explained():
+            rows = build_frontier(load(), store)
         return dg.MaterializeResult(metadata={"dagster/row_count": rows})
 
     return frontier
@@ -327,6 +338,13 @@ def build_frontier(study: Study, store: Store) -> int:
 
     identity = study.frontier
     if not store.artifacts.exists(identity):
+        absent = study.missing(store.artifacts, "metrics")
+        if absent:
+            raise MissingFile(
+                f"the frontier compares all SAEs, and {len(absent)} of {len(study.cells())} have "
+                "no metrics yet. Build metrics first.",
+                key="frontier",
+            )
         rows = _boundaries(study, store)
         for metric in study.evaluate:
             rows += _comparisons(study, store, metric)

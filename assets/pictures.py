@@ -5,6 +5,8 @@ from pathlib import Path
 
 CURVES = ("fvu", "l0", "dead_share")
 LATENTS_SHOWN = 12
+PANELS = 2
+"""Sites whose frontier is drawn; the page has all."""
 
 
 def curve_markdown(curves: Path) -> str:
@@ -21,12 +23,30 @@ def curve_markdown(curves: Path) -> str:
     return f"![training curves](data:image/png;base64,{picture})"
 
 
+def frontier_markdown(points: object) -> str:
+    """The frontier of a study as a picture inside markdown; empty where nothing is measured."""
+    import polars as pl
+
+    from sae_lib.report.plots import frontier
+    from sae_lib.report.theme import to_png
+
+    assert isinstance(points, pl.DataFrame)
+    first = points["site"].unique().sort().to_list()[:PANELS]
+    chart = frontier(points.filter(pl.col("site").is_in(first)))
+    if chart is None:
+        return ""
+    picture = base64.b64encode(to_png(chart, scale=0.7)).decode()
+    return f"![sparsity and unexplained variance](data:image/png;base64,{picture})"
+
+
 def latents_markdown(folder: Path) -> str:
     """A sample of latents with label, density and their strongest example."""
     import polars as pl
 
     latents = pl.read_parquet(folder / "latents.parquet").filter(pl.col("density") > 0)
     examples = pl.read_parquet(folder / "examples.parquet").filter(pl.col("rank") == 0)
+    if "kind" in examples.columns:
+        examples = examples.filter(pl.col("kind").fill_null("top") == "top")
     shown = (
         latents.join(examples, on="latent", how="left", suffix="_example")
         .sort("density", descending=True)

@@ -6,15 +6,19 @@ from typing import Any
 import dagster as dg
 
 from assets.activations import activations_key
+from assets.conditions import RETRY, counting, explained, follows, of_saes
 from assets.corpora import tokens_key
 from assets.grid import Outline, cell_key, cells_of, from_sites, grid, group
+from assets.lineage import remember_model, trained_elsewhere
 from assets.models import model_key
 from assets.pictures import curve_markdown
+from assets.rows import finished
 from assets.selections import land_selection
 from assets.store import Store
 from assets.study import Study, Variant
 from assets.training import train_cells
 
+WEIGHTS_CURRENT = "weights_current"
 FINITE = "loss_is_finite"
 FEW_DEAD = "few_dead_latents"
 DEAD_SHARE_LIMIT = 0.5
@@ -37,6 +41,8 @@ def saes_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefiniti
         group_name=group(outline, "training"),
         kinds={"torch", "safetensors"},
         tags={"stage": "saes"},
+        automation_condition=of_saes(outline),
+        retry_policy=RETRY,
         partitions_def=grid(outline),
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[
@@ -61,15 +67,17 @@ def saes_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefiniti
         "activations. All variants of a site are trained in one pass over its activations.",
     )
     def saes(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
-        study = load()
-        cells = cells_of(study, context.partition_keys)
-        train_cells(study, store, cells, context.log.info)
+        with explained():
+            study = load()
+            cells = cells_of(study, context.partition_keys)
+            with counting(context, key, lambda: finished("saes", study, store, cells)):
+                try:
+                    train_cells(study, store, cells, context.log.info)
+                finally:
+                    _land(study, store, cells)
         facts = {}
         for site, variant in cells:
             identity = study.sae(site, variant)
-            if not store.has_landed(study, "saes", site, variant.id, identity):
-                store.land(study, "saes", site, variant, identity, TABLES)
-            land_selection(study, store, (site, variant))
             found = store.artifacts.manifest(identity)["facts"]
             facts[f"{site}|{variant.id}"] = found
             context.add_asset_metadata(
@@ -89,6 +97,45 @@ def saes_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefiniti
         return dg.MaterializeResult(check_results=_checks(study, cells, facts))
 
     return saes
+
+
+def _land(study: Study, store: Store, cells: Sequence[tuple[str, Variant]]) -> None:
+    """Put what is trained of ``cells`` into the warehouse."""
+    remember_model(study, store.root)
+    for site, variant in cells:
+        identity = study.sae(site, variant)
+        if not store.artifacts.exists(identity):
+            continue
+        if not store.has_landed(study, "saes", site, variant.id, identity):
+            store.land(study, "saes", site, variant, identity, TABLES)
+        land_selection(study, store, (site, variant))
+
+
+def weights_current_check(outline: Outline, load: Callable[[], Study]) -> dg.AssetChecksDefinition:
+    """A warning on the node of the SAEs when they belong to an earlier version of the model."""
+
+    @dg.asset_check(
+        asset=saes_key(outline.name),
+        name=WEIGHTS_CURRENT,
+        additional_deps=[model_key(outline.model)],
+        automation_condition=follows(outline),
+        description="Every SAE was trained on the model as it is now.",
+    )
+    def weights_current(store: Store) -> dg.AssetCheckResult:
+        study = load()
+        others = trained_elsewhere(study)
+        return dg.AssetCheckResult(
+            passed=not others,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={
+                "model now": study.model_fingerprint,
+                "trained on an earlier one": len(others),
+                "of": len(study.cells()),
+                "which": dg.MetadataValue.json(others),
+            },
+        )
+
+    return weights_current
 
 
 def _checks(

@@ -9,7 +9,8 @@ from typing import Any
 import dagster as dg
 
 from assets.study import Study, Variant
-from sae_lib.artifacts import ArtifactStore, Identity, write_atomically
+from sae_lib.artifacts import ArtifactStore, Identity
+from sae_lib.remote import Remote, remote_from_env
 
 EVERYTHING = ""
 """Site and variant of rows that are about a whole experiment."""
@@ -27,7 +28,19 @@ class Store(dg.ConfigurableResource):
 
     @property
     def artifacts(self) -> ArtifactStore:
-        return ArtifactStore(self.root)
+        return ArtifactStore(self.root, self.remote)
+
+    @property
+    def remote(self) -> Remote | None:
+        """The store that machines share, where the environment names one."""
+        return remote_from_env()
+
+    def sync(self, *, at_once: bool = False) -> None:
+        """Exchange the warehouse's rows with the other machines, once a minute or at once."""
+        if self.remote:
+            from sae_lib.warehouse.sync import keep_synced
+
+            keep_synced(self.warehouse, self.remote, at_once=at_once)
 
     @property
     def warehouse(self) -> Path:
@@ -59,6 +72,8 @@ class Store(dg.ConfigurableResource):
         """Whether the warehouse holds the rows of exactly this artefact for this cell."""
         path = self.ledger(study.name, site, variant, stage)
         if not path.is_file():
+            self.sync()
+        if not path.is_file():
             return False
         return json.loads(path.read_text("utf-8")).get("artifact") == identity.hash
 
@@ -73,6 +88,7 @@ class Store(dg.ConfigurableResource):
     ) -> None:
         """Put the rows of an artefact into the warehouse under this experiment's partition."""
         from sae_lib.warehouse.landing import land_table
+        from sae_lib.warehouse.sync import note_landing
         from sae_lib.warehouse.tables import table as spec_of
         from sae_lib.warehouse.write import Provenance
 
@@ -82,19 +98,24 @@ class Store(dg.ConfigurableResource):
             sae_id=study.sae(site, variant).hash if variant else None,
             artifact_id=identity.hash,
             model=study.model_name,
-            model_fingerprint=study.model_fingerprint,
+            # an SAE that was kept when the model changed belongs to the model it was trained on
+            model_fingerprint=(
+                study.origin(site, variant).model_fingerprint
+                if variant and stage == "saes"
+                else study.model_fingerprint
+            ),
             seed=variant.sae.get("seed") if variant else None,
             created_at=datetime.fromisoformat(manifest["created_at"]),
         )
         partition = {"experiment": study.name, "site": site, "variant": variant_id}
+        landed = []
         for table in tables:
             file = self.artifacts.path(identity) / f"{table}.parquet"
             keys = {key: partition[key] for key in spec_of(table).partition}
-            land_table(self.warehouse, table, keys, file, provenance)
-        write_atomically(
-            self.ledger(study.name, site, variant_id, stage),
-            json.dumps({"artifact": identity.hash, "created_at": manifest["created_at"]}) + "\n",
-        )
+            landed.append(land_table(self.warehouse, table, keys, file, provenance))
+        ledger = self.ledger(study.name, site, variant_id, stage)
+        facts = {"artifact": identity.hash, "created_at": manifest["created_at"]}
+        note_landing(self.warehouse, ledger, facts, landed, self.remote)
 
 
 def save_rows(path: Path, table: str, rows: Any) -> None:

@@ -5,13 +5,13 @@ what is missing - is known before anything is computed.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sae_lib.activations.corpus import CorpusConfig, corpus_fingerprint
 from sae_lib.artifacts import ArtifactStore, Identity
@@ -28,7 +28,7 @@ CODE_VERSIONS = {
     "sae": 3,
     "import": 1,
     "metrics": 1,
-    "explanations": 1,
+    "explanations": 2,
     "applications": 3,
     "frontier": 1,
     "claims": 1,
@@ -53,6 +53,29 @@ class ActivationsConfig(Config):
 
     batch_contexts: int = Field(default=32, gt=0)
     """Contexts in one forward pass of the language model."""
+
+
+class AutomationConfig(Config):
+    """What happens by itself when the language model changes."""
+
+    saes: Literal["keep", "retrain"] = "keep"
+    """Whether SAEs stay, and are measured on the new model, or are trained anew on it."""
+
+    reevaluate: str = "never"
+    """When results follow the model: ``never`` (until asked), ``on_change``, or a cron line such
+    as ``0 3 * * *``. It is the state in which the switch in the UI starts."""
+
+    watch: bool = False
+    """Whether the folder of a local model is watched from the start."""
+
+    @field_validator("reevaluate")
+    @classmethod
+    def _is_known(cls, said: str) -> str:
+        from dagster._utils.schedules import is_valid_cron_string
+
+        if said not in ("never", "on_change") and not is_valid_cron_string(said):
+            raise ValueError("say never, on_change, or a cron line such as '0 3 * * *'")
+        return said
 
 
 @dataclass(frozen=True)
@@ -101,8 +124,18 @@ class Study:
     explain: tuple[Any, ...]
     explain_tokens: int
     apply: tuple[Any, ...]
+    automation: AutomationConfig = field(default_factory=AutomationConfig)
     memo: Path | None = field(default=None, compare=False)
     """Where fingerprints of unchanged folders are remembered."""
+
+    earlier: tuple[str, ...] = field(default=(), compare=False)
+    """Fingerprints of the model that SAEs of this study were trained on, newest first."""
+
+    exists: Callable[[Identity], bool] = field(default=lambda _: False, compare=False)
+    """Whether the store has an artefact; decides which of several SAEs fills a cell."""
+
+    of_fingerprint: str | None = field(default=None, compare=False)
+    """Set for a study as it was on an earlier version of its model."""
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -110,7 +143,44 @@ class Study:
 
     @cached_property
     def model_fingerprint(self) -> str:
+        if self.of_fingerprint is not None:
+            return self.of_fingerprint
         return fingerprint(self.model, relative_to=self.base, memo=self.memo)
+
+    @cached_property
+    def before(self) -> "tuple[Study, ...]":
+        """This study on the earlier versions of its model, newest first."""
+        retrain = AutomationConfig(saes="retrain")
+        return tuple(
+            replace(self, of_fingerprint=one, automation=retrain, earlier=())
+            for one in self.earlier
+            if one != self.model_fingerprint
+        )
+
+    @property
+    def anew(self) -> "Study":
+        """This study with every SAE trained on the model as it is now."""
+        return replace(self, automation=self.automation.but(saes="retrain"))
+
+    @cached_property
+    def _origins(self) -> "dict[tuple[str, str], Study]":
+        return {}
+
+    def origin(self, site: str, variant: Variant) -> "Study":
+        """This study, on the version of the model that the SAE of the cell is trained on.
+
+        Where SAEs are kept when the model changes, that is the newest version of which there is
+        such an SAE; the present one where there is none, and for SAEs that come from files.
+        """
+        if self.automation.saes == "retrain" or not self.before or variant.is_pretrained:
+            return self
+        cell = (site, variant.id)
+        if cell not in self._origins:
+            found = (one for one in (self, *self.before) if self.exists(one.own_sae(site, variant)))
+            if (first := next(found, None)) is None:
+                return self  # it will be trained, on the present model
+            self._origins[cell] = first
+        return self._origins[cell]
 
     @property
     def model_name(self) -> str:
@@ -210,6 +280,11 @@ class Study:
         return tuple(dict.fromkeys(one for place in places for one in Place.parse(place).sites))
 
     def sae(self, site: str, variant: Variant) -> Identity:
+        """The SAE that fills a cell; see `origin` for which of several."""
+        return self.origin(site, variant).own_sae(site, variant)
+
+    def own_sae(self, site: str, variant: Variant) -> Identity:
+        """The SAE of a cell, trained on exactly this version of the model."""
         if variant.is_pretrained:
             return self._imported(site, variant)
         content = {
@@ -235,7 +310,7 @@ class Study:
             content["encoder"] = self.encoder_fingerprint(variant)
         general = self.general(variant)
         if general is not None:
-            content["start"] = self.sae(site, general).hash
+            content["start"] = self.own_sae(site, general).hash
         return Identity("sae", f"{slug(site)}-{slug(variant.id)}", content)
 
     def _imported(self, site: str, variant: Variant) -> Identity:
@@ -392,7 +467,9 @@ def slug(text: str) -> str:
 
 
 def model_name(model: ModelConfig) -> str:
-    """Last part of the model's id, with its revision: what people call it."""
+    """Last part of the model's id, with its revision: what people call it, unless they say."""
+    if model.name is not None:
+        return model.name
     name = slug(Path(model.id).name)
     return f"{name}@{slug(model.revision)}" if model.revision else name
 

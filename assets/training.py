@@ -13,6 +13,7 @@ from assets.corpora import token_split
 from assets.layer_groups import groups_of
 from assets.pretrained import import_cell
 from assets.progress import training_progress
+from assets.rows import Attempts
 from assets.selections import chosen_contexts, selection_key
 from assets.store import Store, language_model, save_rows
 from assets.study import Study, Variant
@@ -56,6 +57,7 @@ def train_cells(study: Study, store: Store, cells: Sequence[Cell], log: Log) -> 
         if variant.is_pretrained:
             import_cell(study, store, (site, variant), log)
     missing = [(site, variant) for site, variant in missing if not variant.is_pretrained]
+    study = study.anew  # what is trained now is trained on the model as it is now
     starts = [
         (site, general)
         for site, variant in missing
@@ -63,8 +65,11 @@ def train_cells(study: Study, store: Store, cells: Sequence[Cell], log: Log) -> 
     ]
     if starts:
         train_cells(study, store, starts, log)
+    attempts = Attempts()
     for together in plan(study, store, missing, log):
-        train_pass(study, store, together, log)
+        with attempts.at(f"training at {together.place}"):
+            train_pass(study, store, together, log)
+    attempts.conclude()
 
 
 def plan(study: Study, store: Store, cells: Sequence[Cell], log: Log) -> list[Pass]:

@@ -10,12 +10,17 @@ import typer
 from rich.panel import Panel
 from rich.text import Text
 
+from assets.lineage import trained_elsewhere
 from sae_lib.errors import SaeError
 from sae_workflows.claims import claims
 from sae_workflows.console import AsJson, Home, err, fresh_database, home_of, out, show_rows
 from sae_workflows.curves import curves
 from sae_workflows.export_cli import export_app, table2
-from sae_workflows.home import memo_file
+from sae_workflows.gc_cli import gc
+from sae_workflows.home import study_at
+from sae_workflows.remote_cli import pull, push
+from sae_workflows.status import check_patterns, status
+from sae_workflows.ui_cli import ui
 from sae_workflows.variants import variants
 from sae_workflows.world_cli import world_app
 
@@ -33,7 +38,12 @@ app.add_typer(world_app, name="world")
 app.command()(curves)
 app.command()(claims)
 app.command()(variants)
+app.command()(status)
+app.command()(gc)
+app.command()(push)
+app.command()(pull)
 app.command()(table2)
+app.command()(ui)
 app.add_typer(export_app, name="export")
 
 LEADERS = """
@@ -88,20 +98,69 @@ def main() -> None:
 
 
 @app.command()
-def run(experiment: Experiment, home: Home = None, device: Device = "cpu", as_json: AsJson = False):
-    """Build everything the experiment asks for that does not exist yet."""
+def run(
+    experiment: Experiment,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            "--select", help="Stages, such as metrics, 'metrics+', '+saes', 'saes or tokens'."
+        ),
+    ] = None,
+    site: Annotated[
+        list[str] | None, typer.Option("--site", help="Only this site, or pattern; repeatable.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="Only this variant, or pattern; repeatable."),
+    ] = None,
+    only_stale: Annotated[
+        bool, typer.Option("--only-stale", help="Bring up to date what exists; build nothing new.")
+    ] = False,
+    retrain: Annotated[
+        bool,
+        typer.Option(
+            "--retrain", help="Train SAEs anew that belong to an earlier version of the model."
+        ),
+    ] = False,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that share the sites of a stage.")
+    ] = 1,
+    home: Home = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+):
+    """Build everything the experiment asks for that does not exist yet, or is out of date."""
     from assets.progress import watched_by
+    from sae_workflows.definitions import build
     from sae_workflows.display import Display
-    from sae_workflows.experiment import load_experiment
-    from sae_workflows.headless import run_study
+    from sae_workflows.headless import run_study, stages
+    from sae_workflows.home import outline_of
+    from sae_workflows.selection import Wanted, selected_stages
 
     folder = home_of(home)
-    study = load_experiment(experiment, memo=memo_file(folder))
+    study = study_at(folder, experiment)
+    study = study.anew if retrain else study
+    selected = None
+    if select is not None:
+        outline = outline_of(study)
+        selected = selected_stages(select, outline, build([outline], folder), stages(study))
+    wanted = Wanted(selected, only_stale, tuple(site or ()), tuple(variant or ()))
+    check_patterns(study, wanted)
+    kept = {} if retrain else trained_elsewhere(study)
+    if kept:
+        text = (
+            f"{len(kept)} of {len(study.cells())} SAEs belong to an earlier version of the model. "
+            "They are kept and measured on the present one; --retrain trains them anew."
+        )
+        err.print(Text(text, style="yellow"), soft_wrap=True)
     display = Display(err)
     with display, watched_by(display):
-        results = run_study(study, folder, device=device, on_stage=display.stage)
+        results = run_study(
+            study, folder, device=device, wanted=wanted, workers=workers, on_stage=display.stage
+        )
     rows = [result._asdict() for result in results]
     database, page = folder / "results.duckdb", folder / "reports" / f"{study.name}.html"
+    fresh_database(folder)
     unfinished = _unfinished(database, study.name)
     if as_json:
         summary = {
@@ -114,6 +173,8 @@ def run(experiment: Experiment, home: Home = None, device: Device = "cpu", as_js
         return
     if not any(result.built for result in results):
         out.print(f"Nothing to do: everything {study.name} asks for exists already.")
+        if not wanted.results or not database.is_file():
+            return
     else:
         shown = [{**row, "seconds": round(row["seconds"], 1)} for row in rows]
         show_rows(shown, title=f"{study.name}: built and found", as_json=False)
@@ -158,10 +219,9 @@ def validate(
     if experiment is None:
         raise typer.BadParameter("name an experiment file, or ask for --schema")
     from sae_lib.artifacts import ArtifactStore
-    from sae_workflows.experiment import load_experiment
 
     folder = home_of(home)
-    study = load_experiment(experiment, memo=memo_file(folder))
+    study = study_at(folder, experiment)
     store = ArtifactStore(folder)
     rows = []
     for site, variant in study.cells():
@@ -231,10 +291,9 @@ def report(experiment: Experiment, home: Home = None):
     """Write the study's HTML page again from the results, and say where it is."""
     from assets.reports import write_report
     from assets.store import Store
-    from sae_workflows.experiment import load_experiment
 
     folder = home_of(home)
-    study = load_experiment(experiment, memo=memo_file(folder))
+    study = study_at(folder, experiment)
     fresh_database(folder)
     out.print(str(write_report(study, Store(home=str(folder)))), soft_wrap=True)
 

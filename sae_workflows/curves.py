@@ -13,7 +13,7 @@ from assets.study import Study
 from sae_lib.artifacts import ArtifactStore
 from sae_lib.errors import BadInput
 from sae_workflows.console import AsJson, Home, home_of, out, show_rows
-from sae_workflows.home import memo_file
+from sae_workflows.home import study_at
 
 SHOWN = ("loss", "fvu", "l0", "dead_share", "grad_norm", "tokens_per_second")
 REFRESH_SECONDS = 2.0
@@ -40,10 +40,8 @@ def curves(
     as_json: AsJson = False,
 ):
     """Training curves, also of SAEs that are being trained just now by another process."""
-    from sae_workflows.experiment import load_experiment
-
     folder = home_of(home)
-    study = load_experiment(experiment, memo=memo_file(folder))
+    study = study_at(folder, experiment)
     if not any(fnmatchcase(variant.id, sae) for variant in study.variants):
         raise BadInput(
             f"no variant is like this; there are {', '.join(v.id for v in study.variants)}.",

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from assets.grid import Outline
 from assets.layer_groups import layer_groups_asset
 from assets.metrics import frontier_asset, metrics_asset, metrics_key
 from assets.models import model_source
-from assets.reports import database_asset, report_asset
-from assets.saes import saes_asset, saes_key
+from assets.reports import database_asset, study_asset
+from assets.saes import saes_asset, saes_key, weights_current_check
 from assets.store import Store
 from assets.study import Study
 from assets.world import world_assets
-from sae_workflows.home import memo_file, outlines, sae_home
+from sae_workflows.automation import followers, observers, watcher
+from sae_workflows.home import outlines, sae_home, study_at
 
 FAMILY = (
     tokens_asset,
@@ -31,15 +32,13 @@ FAMILY = (
     metrics_asset,
     frontier_asset,
     claims_asset,
-    report_asset,
+    study_asset,
 )
 
 
 def study_of(outline: Outline, home: Path) -> Study:
     """The study, read again from its file: what the file says when the step runs counts."""
-    from sae_workflows.experiment import load_experiment
-
-    return load_experiment(Path(outline.file), memo=memo_file(home))
+    return study_at(home, Path(outline.file))
 
 
 def family(outline: Outline, load: Callable[[], Study]) -> list[dg.AssetsDefinition]:
@@ -66,9 +65,19 @@ def grid_job(outline: Outline):  # the type of such a job is not public
     )
 
 
-def build(experiments: Sequence[Outline], home: Path, *, device: str = "cpu") -> dg.Definitions:
-    """Definitions of ``experiments``; everything they make goes under ``home``."""
+def build(
+    experiments: Sequence[Outline],
+    home: Path,
+    *,
+    device: str = "cpu",
+    studies: Mapping[str, Study] | None = None,
+) -> dg.Definitions:
+    """Definitions of ``experiments``; everything they make goes under ``home``.
+
+    ``studies`` are at hand already, by name; the others are read when a step wants them.
+    """
     loads = {outline.name: partial(study_of, outline, home) for outline in experiments}
+    loads |= {name: partial(_same, study) for name, study in (studies or {}).items()}
     models = {outline.model: loads[outline.name] for outline in experiments}
     with warnings.catch_warnings():  # backfill policies are beta: that is known, and pinned
         warnings.simplefilter("ignore", dg.BetaWarning)
@@ -76,14 +85,23 @@ def build(experiments: Sequence[Outline], home: Path, *, device: str = "cpu") ->
         for outline in experiments:
             assets += family(outline, loads[outline.name])
         assets += world_assets()
+        checks = [weights_current_check(one, loads[one.name]) for one in experiments]
         if experiments:
             assets.append(database_asset(experiments, loads))
+        jobs, schedules = observers(experiments)
         return dg.Definitions(
             assets=assets,
-            jobs=[grid_job(outline) for outline in experiments],
+            asset_checks=checks,
+            jobs=[*jobs, *(grid_job(outline) for outline in experiments)],
+            schedules=schedules,
+            sensors=[watcher(experiments, home), *followers(experiments)] if experiments else [],
             resources={"store": Store(home=str(home), device=device)},
             executor=dg.in_process_executor,
         )
+
+
+def _same(study: Study) -> Study:
+    return study
 
 
 @dg.definitions

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from assets.study import ActivationsConfig, Study, Variant, slug
+from assets.study import ActivationsConfig, AutomationConfig, Study, Variant, slug
 from sae_lib.activations.corpus import CorpusConfig, check_corpus
 from sae_lib.activations.tokens import check_tokens
 from sae_lib.apply import APPLICATIONS
@@ -37,6 +37,9 @@ from sae_workflows.reading import Path_, Reader
 BUNDLED = Path(__file__).parent / "experiments"
 
 Member = str | dict[str, Any]
+
+RESERVED = ("models", "results", "world")
+"""First parts of the keys of assets that belong to no experiment."""
 
 OF_AN_ENTRY = ("objective", "train", "sites")
 """Keys of an SAE entry that are no settings of the architecture."""
@@ -87,6 +90,9 @@ class ExperimentFile(Config):
     apply: tuple[Member, ...] = ()
     """Applications."""
 
+    automation: AutomationConfig = AutomationConfig()
+    """What happens by itself when the language model changes."""
+
 
 def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
     """The study that the file describes, checked as far as is possible without compute.
@@ -97,6 +103,9 @@ def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
     raw, node = read_yaml(file)
     reader = Reader(file, node)
     said: ExperimentFile = reader.parse(ExperimentFile, raw, ())
+    if said.name in RESERVED:
+        problem = f"{', '.join(RESERVED)} name other parts of the graph; choose another name."
+        raise reader.fault(problem, ("name",), said.name)
     base = file.resolve().parent
     try:
         info = inspect_model(said.model, relative_to=base)
@@ -128,6 +137,7 @@ def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
         explain=explain,
         explain_tokens=said.explain_tokens,
         apply=apply,
+        automation=said.automation,
         memo=memo,
     )
 

@@ -1,35 +1,46 @@
-"""The same graph in one process: what is missing is run, what exists is left alone."""
+"""The same graph from the command line: what is missing or stale is run, what exists is left."""
 
-import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import dagster as dg
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-)
 
 from assets.activations import activations_key
 from assets.applications import applications_key
 from assets.claims import claims_key
-from assets.claims import identity_of as claims_identity
 from assets.corpora import tokens_key
 from assets.explanations import explanations_key
-from assets.grid import rectangle
+from assets.freshness import State, states
+from assets.grid import ranges, rectangle
 from assets.layer_groups import grouped_variants, layer_groups_key
 from assets.layer_groups import identity_of as groups_identity
 from assets.metrics import frontier_key, metrics_key
-from assets.models import model_key
-from assets.reports import DATABASE, report_key
+from assets.reports import DATABASE, study_key
+from assets.runs import fail_dead_runs
 from assets.saes import saes_key
-from assets.store import EVERYTHING, Store
+from assets.store import Store
 from assets.study import Study
-from sae_lib.errors import SaeError
-from sae_workflows.definitions import build
-from sae_workflows.home import adopt, dagster_home, outline_of, outlines
+from sae_workflows.automation import last_observed, observation
+from sae_workflows.home import adopt, dagster_home, outline_of
+from sae_workflows.selection import RESULTS, Wanted
+from sae_workflows.workers import Execute, workplace
+
+KEYS: Mapping[str, Callable[[str], dg.AssetKey]] = {
+    "tokens": tokens_key,
+    "activations": activations_key,
+    "layer_groups": layer_groups_key,
+    "saes": saes_key,
+    "metrics": metrics_key,
+    "frontier": frontier_key,
+    "explanations": explanations_key,
+    "applications": applications_key,
+    "claims": claims_key,
+}
+"""Stages in the order in which they are built, and their assets."""
+
+OF_CELLS = ("saes", "metrics", "explanations", "applications")
 
 
 class StageResult(NamedTuple):
@@ -42,82 +53,79 @@ class StageResult(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One asset to run: the key, and the range of partitions when it has any."""
+    """One asset to run: the key, and ranges of partitions when it has any."""
 
     stage: str
     key: dg.AssetKey
     built: int
     found: int
-    first: str | None = None
-    last: str | None = None
-
-
-def next_work(study: Study, store: Store, stage: str) -> Work | None:
-    """What ``stage`` still has to do, from the identities of the artefacts alone."""
-    outline = outline_of(study)
-    total = len(study.cells())
-    artifacts = store.artifacts
-    if stage == "tokens":
-        have = artifacts.exists(study.tokens)
-        return None if have else Work(stage, tokens_key(study.name), 1, 0)
-    if stage == "activations":
-        if study.activations.store == "stream":
-            return None
-        outline_sites = outline.single_sites
-        needed = {
-            one
-            for site, variant in study.missing(artifacts, "sae")
-            if study.objective(variant).reads == "rows" and not variant.is_pretrained
-            for one in study.reads(site, variant)
-        }
-        sites = [
-            site
-            for site in outline_sites
-            if site in needed and not artifacts.exists(study.harvested(site))
-        ]
-        if not sites:
-            return None
-        first, last = sites[0], sites[-1]
-        key = activations_key(study.name)
-        return Work(stage, key, len(sites), len(outline_sites) - len(sites), first, last)
-    if stage == "layer_groups":
-        sets = {one.places for one in grouped_variants(study)}
-        absent = [one for one in sets if not artifacts.exists(groups_identity(study, one))]
-        key = layer_groups_key(study.name)
-        return Work(stage, key, len(absent), len(sets) - len(absent)) if absent else None
-    if stage == "frontier":
-        have = store.has_landed(study, stage, EVERYTHING, EVERYTHING, study.frontier)
-        return None if have else Work(stage, frontier_key(study.name), 1, 0)
-    if stage == "claims":
-        identity = claims_identity(study, store)
-        have = store.has_landed(study, stage, EVERYTHING, EVERYTHING, identity)
-        return None if have else Work(stage, claims_key(study.name), 1, 0)
-    keys = {
-        "saes": saes_key(study.name),
-        "metrics": metrics_key(study.name),
-        "explanations": explanations_key(study.name),
-        "applications": applications_key(study.name),
-    }
-    kind = "sae" if stage == "saes" else stage
-    cells = [
-        (site, variant.id)
-        for site, variant in study.cells()
-        if not artifacts.exists(study.cell(kind, site, variant))
-        or not store.has_landed(study, stage, site, variant.id, study.cell(kind, site, variant))
-    ]
-    if not cells:
-        return None
-    built = len(study.missing(artifacts, kind))
-    return Work(stage, keys[stage], built, total - built, *rectangle(outline, cells))
+    ranges: tuple[tuple[str, str], ...] = ()
 
 
 def stages(study: Study) -> list[str]:
-    named = ["tokens", "activations"]
-    named += ["layer_groups"] if grouped_variants(study) else []
-    named += ["saes", "metrics", "frontier"]
-    named += ["explanations"] if study.explain else []
-    named += ["applications"] if study.apply else []
-    return [*named, "claims"]
+    """The stages that ``study`` has, in order."""
+    has = {
+        "layer_groups": bool(grouped_variants(study)),
+        "explanations": bool(study.explain),
+        "applications": bool(study.apply),
+    }
+    return [stage for stage in KEYS if has.get(stage, True)]
+
+
+def next_work(
+    study: Study,
+    store: Store,
+    stage: str,
+    wanted: Wanted | None = None,
+    *,
+    exactly: bool = False,
+) -> Work | None:
+    """What ``stage`` still has to do of what is wanted, from identities alone.
+
+    With ``exactly`` its ranges hold the cells that are due and no other, each within one site.
+    """
+    wanted = wanted or Wanted()
+    exactly = exactly or wanted.is_partial
+    if stage not in wanted.stages(stages(study)):
+        return None
+    key = KEYS[stage](study.name)
+    if stage == "layer_groups":
+        sets = {one.places for one in grouped_variants(study)}
+        absent = [one for one in sets if not store.artifacts.exists(groups_identity(study, one))]
+        return Work(stage, key, len(absent), len(sets) - len(absent)) if absent else None
+    here = [state for state in states(study, store, [stage]) if wanted.has_cell(state)]
+    due = [state for state in here if is_due(state, wanted)]
+    if stage == "activations":
+        due = _needed(study, store, due, wanted)
+    if not due or (stage == "frontier" and study.missing(store.artifacts, "metrics")):
+        return None  # a frontier is that of all SAEs
+    built, found = len(due), len(here) - len(due)
+    if stage == "activations":  # all sites in one pass over the model
+        return Work(stage, key, built, found, ((due[0].site, due[-1].site),))
+    if stage in OF_CELLS:
+        outline, cells = outline_of(study), [(one.site, one.variant) for one in due]
+        # a step leaves alone what exists, so one run may cover more than is due
+        parts = ranges(outline, cells) if exactly else [rectangle(outline, cells)]
+        return Work(stage, key, built, found, tuple(parts))
+    return Work(stage, key, built, found)
+
+
+def is_due(state: State, wanted: Wanted) -> bool:
+    """Whether something is built now: what is stale, and unless told otherwise what is missing."""
+    return state.state == "stale" or (state.state == "missing" and not wanted.only_stale)
+
+
+def _needed(study: Study, store: Store, due: Sequence[State], wanted: Wanted) -> list[State]:
+    """Activations that something will read: an SAE that is to be trained, or one that was kept
+    from an earlier version of the model and is to be measured on this one."""
+    needed: set[str] = set()
+    for site, variant in study.cells():
+        if study.objective(variant).reads == "rows" and not variant.is_pretrained:
+            is_missing = not store.artifacts.exists(study.sae(site, variant))
+            is_kept = study.origin(site, variant) is not study
+            if (is_missing and not wanted.only_stale) or is_kept:
+                needed.update(study.reads(site, variant))
+    return [state for state in due if state.site in needed]
 
 
 def run_study(
@@ -125,38 +133,41 @@ def run_study(
     home: Path,
     *,
     device: str = "cpu",
+    wanted: Wanted | None = None,
+    workers: int = 1,
     on_stage: Callable[[str, Work | None], None] = lambda stage, work: None,
 ) -> list[StageResult]:
-    """Bring everything ``study`` asks for into being; one result per stage, in order.
+    """Bring what ``study`` asks for into being; one result per stage, in order.
 
-    The runs are recorded in the Dagster instance of ``home``, so the UI shows them.
+    The runs are recorded in the Dagster instance of ``home``, so the UI shows them. With several
+    ``workers`` the sites of a stage are shared out among so many processes.
     """
+    wanted = wanted or Wanted()
     if study.file is not None:
         adopt(home, study.file, study.name)
     store = Store(home=str(home), device=device)
-    known, _ = outlines(home)
-    others = [one for one in known if one.name != study.name]
-    definitions = build([*others, outline_of(study)], home, device=device)
+    store.sync(at_once=True)
     results: list[StageResult] = []
     with dg.DagsterInstance.from_config(str(dagster_home(home))) as instance:
-        _observe(instance, study)
-        job = definitions.resolve_implicit_global_asset_job_def()
-        for stage in stages(study):
-            began = time.perf_counter()
-            work = next_work(study, store, stage)
-            on_stage(stage, work)
-            if work is None:
-                results.append(StageResult(stage, 0, _total(study, stage), 0.0))
-                continue
-            _execute(job, instance, [work.key], work.first, work.last)
-            seconds = time.perf_counter() - began
-            results.append(StageResult(stage, work.built, work.found, seconds))
-        results.append(_publish(job, instance, study, store, on_stage))
+        fail_dead_runs(instance)
+        observe(instance, study)
+        with workplace(study, home, device, instance, workers) as execute:
+            for stage in stages(study):
+                began = perf_counter()
+                work = next_work(study, store, stage, wanted, exactly=workers > 1)
+                on_stage(stage, work)
+                if work is None:
+                    results.append(StageResult(stage, 0, _total(study, stage), 0.0))
+                    continue
+                execute([work.key], work.ranges)
+                results.append(StageResult(stage, work.built, work.found, perf_counter() - began))
+            if wanted.results:
+                results.append(_publish(execute, instance, study, store, on_stage))
     return results
 
 
 def _publish(
-    job: dg.JobDefinition,
+    execute: Execute,
     instance: dg.DagsterInstance,
     study: Study,
     store: Store,
@@ -171,73 +182,24 @@ def _publish(
         and page.stat().st_mtime >= store.database.stat().st_mtime
     )
     if is_current:
-        on_stage("results", None)
-        return StageResult("results", 0, 2, 0.0)
-    began = time.perf_counter()
-    on_stage("results", Work("results", DATABASE, 2, 0))
-    _execute(job, instance, [DATABASE, report_key(study.name)])
-    return StageResult("results", 2, 0, time.perf_counter() - began)
+        on_stage(RESULTS, None)
+        return StageResult(RESULTS, 0, 2, 0.0)
+    began = perf_counter()
+    on_stage(RESULTS, Work(RESULTS, DATABASE, 2, 0))
+    execute([DATABASE, study_key(study.name)], ())
+    return StageResult(RESULTS, 2, 0, perf_counter() - began)
 
 
 def _total(study: Study, stage: str) -> int:
-    if stage in ("tokens", "frontier", "layer_groups", "claims"):
-        return 1
-    return len(study.primitive_sites()) if stage == "activations" else len(study.cells())
+    if stage == "activations":
+        return len(study.primitive_sites())
+    return len(study.cells()) if stage in OF_CELLS else 1
 
 
-def _observe(instance: dg.DagsterInstance, study: Study) -> None:
+def observe(instance: dg.DagsterInstance, study: Study) -> None:
     """Record the model's fingerprint when it is not the one last seen."""
-    key = model_key(study.model_name)
-    last = instance.fetch_observations(key, limit=1).records
-    if last:
-        tags = last[0].asset_observation.tags if last[0].asset_observation else {}
-        if tags.get("dagster/data_version") == study.model_fingerprint:
-            return
-    instance.report_runless_asset_event(
-        dg.AssetObservation(
-            key,
-            tags={"dagster/data_version": study.model_fingerprint},
-            metadata={"fingerprint": study.model_fingerprint},
+    before = last_observed(instance, study.model_name)
+    if before != study.model_fingerprint:
+        instance.report_runless_asset_event(
+            observation(study.model_name, study.model_fingerprint, before)
         )
-    )
-
-
-def _execute(
-    job: dg.JobDefinition,
-    instance: dg.DagsterInstance,
-    keys: Sequence[dg.AssetKey],
-    first: str | None = None,
-    last: str | None = None,
-) -> None:
-    tags = {}
-    if first is not None and last is not None:
-        tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
-    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", dg.BetaWarning)
-            job.execute_in_process(
-                instance=instance,
-                asset_selection=list(keys),
-                tags=tags,
-                run_config=quiet,
-                raise_on_error=True,
-            )
-    except dg.DagsterExecutionInterruptedError as error:  # its handler of Ctrl-C raises this
-        raise KeyboardInterrupt from error
-    except Exception as error:  # the orchestrator wraps what a step raises, in several ways
-        cause = _users_error(error)
-        if cause is None:
-            raise
-        raise cause from error
-
-
-def _users_error(error: BaseException | None) -> SaeError | None:
-    """The `SaeError` at the bottom of what the orchestrator raised, if there is one."""
-    seen: set[int] = set()  # the chain may run in a circle
-    while error is not None and id(error) not in seen:
-        if isinstance(error, SaeError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None

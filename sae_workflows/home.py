@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from assets.grid import Outline, cell_key
+from assets.lineage import at_home
 from assets.study import Study
 from sae_lib.artifacts import write_atomically
 from sae_lib.errors import SaeError
@@ -13,6 +14,26 @@ from sae_lib.errors import SaeError
 PACKAGED = Path(__file__).parent / "experiments"
 
 DAGSTER_YAML = """\
+# Written once by sae-workflows; what you change here stays.
+telemetry: {enabled: false}
+nux: {enabled: false}
+run_launcher: {module: sae_workflows.launcher, class: WatchedRunLauncher}
+concurrency:
+  runs: {max_concurrent_runs: 1}
+  pools: {default_limit: 1}
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 15
+  free_slots_after_run_end_seconds: 30
+run_retries:
+  enabled: true
+  max_retries: 3
+  retry_on_asset_or_op_failure: false
+retention:
+  sensor: {purge_after_days: {skipped: 1, failure: 30, success: 30}}
+"""
+
+EARLIER_YAML = """\
 telemetry: {enabled: false}
 nux: {enabled: false}
 concurrency:
@@ -23,6 +44,7 @@ run_monitoring:
 retention:
   sensor: {purge_after_days: {skipped: 1, failure: 30, success: 30}}
 """
+"""What earlier versions wrote; a folder that nobody changed gets the new settings."""
 
 
 def sae_home() -> Path:
@@ -34,13 +56,20 @@ def dagster_home(home: Path) -> Path:
     """Dagster's folder inside ``home``, with its settings; made when it is not there."""
     folder = home / "dagster"
     settings = folder / "dagster.yaml"
-    if not settings.is_file():
+    if not settings.is_file() or settings.read_text("utf-8") == EARLIER_YAML:
         write_atomically(settings, DAGSTER_YAML)
     return folder
 
 
 def memo_file(home: Path) -> Path:
     return home / "cache" / "fingerprints.json"
+
+
+def study_at(home: Path, experiment: Path) -> Study:
+    """The study of a file, or of a bundled name, knowing what ``home`` holds of it."""
+    from sae_workflows.experiment import load_experiment
+
+    return at_home(load_experiment(experiment, memo=memo_file(home)), home)
 
 
 def adopt(home: Path, file: Path, name: str) -> None:
@@ -76,6 +105,10 @@ def outline_of(study: Study) -> Outline:
             cell_key(site, variant.id): study.reads(site, variant)
             for site, variant in study.cells()
         },
+        model_config=study.model.model_dump(),
+        reevaluate=study.automation.reevaluate,
+        retrains=study.automation.saes == "retrain",
+        watch=study.automation.watch,
     )
 
 
@@ -105,14 +138,46 @@ def outlines(home: Path) -> tuple[list[Outline], dict[str, str]]:
         fresh[key] = known[key]
         outline = Outline(**known[key])
         outline = outline._replace(sites=tuple(outline.sites), variants=tuple(outline.variants))
-        if any(outline.name == other.name for other in found):
-            broken[str(file)] = f"another experiment is called {outline.name!r} already."
+        if (collision := _collision(outline, found)) is not None:
+            broken[str(file)] = collision
             continue
         found.append(outline)
     text = json.dumps(fresh)
     if not cache.is_file() or cache.read_text("utf-8") != text:
         write_atomically(cache, text)
     return found, broken
+
+
+def _collision(outline: Outline, others: list[Outline]) -> str | None:
+    """Why an experiment cannot stand beside ``others`` in one graph; None where it can."""
+    for other in others:
+        if outline.name == other.name:
+            return f"another experiment is called {outline.name!r} already ({other.file})."
+        if outline.name.replace("-", "_") == other.name.replace("-", "_"):
+            return (
+                f"the names {outline.name!r} and {other.name!r} ({other.file}) differ in dashes "
+                "and underscores only, and jobs are named without dashes. Rename one."
+            )
+        if outline.model == other.model and _model_place(outline) != _model_place(other):
+            return (
+                f"{other.name!r} has another model that is called {outline.model!r} "
+                f"({_model_place(other)}, and here {_model_place(outline)}). Give one a name of "
+                "its own: model: {id: ..., name: ...}."
+            )
+    return None
+
+
+def _model_place(outline: Outline) -> str:
+    """Which model an outline means, wherever its file lies."""
+    from sae_lib.models.config import ModelConfig
+    from sae_lib.models.inspect import resolve_model
+
+    config = ModelConfig.model_validate(outline.model_config)
+    try:
+        folder = resolve_model(config, Path(outline.file).parent)
+    except SaeError:
+        folder = (Path(outline.file).parent / config.id).absolute()
+    return str(folder.resolve()) if folder else f"{config.id}@{config.revision or 'main'}"
 
 
 def _code_version() -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from sae_lib.artifacts import ArtifactStore
 from sae_lib.errors import UnknownName
 from sae_lib.registry import Registry
-from sae_workflows.home import memo_file, outlines
+from sae_workflows.home import outlines, study_at
 
 Row = dict[str, Any]
 
@@ -229,9 +229,7 @@ def one(name: str, home: Path) -> Mapping[str, Any]:
 
 
 def _experiment(file: Path, home: Path) -> Row:
-    from sae_workflows.experiment import load_experiment
-
-    study = load_experiment(file, memo=memo_file(home))
+    study = study_at(home, file)
     return {
         "description": study.description,
         "file": str(file),

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from sae_lib.config import Config
 
 
@@ -16,6 +18,9 @@ class ModelConfig(Config):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and activations."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$")
+    """What the graph and the results call it; the last part of the id unless said."""
 
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run here."""

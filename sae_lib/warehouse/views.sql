@@ -36,14 +36,25 @@ create view internal.newest_models as
 select model, arg_max(model_fingerprint, created_at) as current_fingerprint
 from models group by model;
 
+-- An experiment says which version it is about; one whose file names another revision means that.
+create view internal.meant as
+select experiment, config ->> '$.model.fingerprint' as meant_fingerprint
+from experiments;
+
 -- A model may go back to an earlier version, whose numbers were computed earlier: what belongs to
 -- the version in use comes first, then what was computed last.
 create view latest_metrics as
 select metrics.*
-from metrics left join internal.newest_models using (model)
+from metrics
+left join internal.newest_models using (model)
+left join internal.meant using (experiment)
 qualify rank() over (
     partition by experiment, site, variant
-    order by coalesce(model_fingerprint = current_fingerprint, false) desc, created_at desc,
+    order by
+        coalesce(
+            model_fingerprint = coalesce(meant_fingerprint, current_fingerprint), false
+        ) desc,
+        created_at desc,
         model_fingerprint desc
 ) = 1;
 comment on view latest_metrics is
@@ -51,10 +62,16 @@ comment on view latest_metrics is
 
 create view latest_applications as
 select applications.*
-from applications left join internal.newest_models using (model)
+from applications
+left join internal.newest_models using (model)
+left join internal.meant using (experiment)
 qualify rank() over (
     partition by experiment, site, variant
-    order by coalesce(model_fingerprint = current_fingerprint, false) desc, created_at desc,
+    order by
+        coalesce(
+            model_fingerprint = coalesce(meant_fingerprint, current_fingerprint), false
+        ) desc,
+        created_at desc,
         model_fingerprint desc
 ) = 1;
 comment on view latest_applications is
@@ -337,7 +354,7 @@ with by_method as (
         array_to_string(list_transform(
             tokens, lambda token, i: if(i = peak + 1, '[' || trim(token) || ']', trim(token))
         ), ' ') as strongest
-    from examples where rank = 0
+    from examples where rank = 0 and coalesce(kind, 'top') = 'top'
 )
 select
     experiment, site, variant, latent, label, density, mean_activation, max_activation,
@@ -427,8 +444,8 @@ select
     created_at
 from metrics
 window by_version as (
-    partition by experiment, site, variant, sae_id, name, definition, version, params, model
-    order by created_at
+    partition by experiment, site, variant, sae_id, name, definition, version, params
+    order by created_at, model_fingerprint
 )
 qualify lag(model_fingerprint) over by_version is not null
 order by abs(difference) / stderr_difference desc nulls last;
