@@ -32,20 +32,22 @@ def follows(outline: Outline) -> dg.AutomationCondition:
     or at the next tick of a cron line. Partitions whose parents are missing are left alone, so
     that what was never built is not built by a change of the model.
     """
+    # an experiment that streams, or has only SAEs from files, keeps no activations
+    kept = dg.AssetSelection.assets(dg.AssetKey([outline.name, "activations"]))
+    changed = _changed(AC.any_deps_missing().ignore(kept))
     if outline.reevaluate in (NEVER, ON_CHANGE):
-        return at_once()
-    return _changed(AC.cron_tick_passed(outline.reevaluate))
+        return changed
+    return changed & AC.cron_tick_passed(outline.reevaluate)
 
 
 def at_once() -> dg.AutomationCondition:
     """When a parent changed and all of them are there and at rest."""
-    return _changed()
+    return _changed(AC.any_deps_missing())
 
 
-def _changed(moment: dg.AutomationCondition | None = None) -> dg.AutomationCondition:
-    free = ~AC.any_deps_missing() & ~AC.any_deps_in_progress() & ~AC.in_progress()
-    changed = AC.any_deps_updated().since_last_handled() & free
-    return changed if moment is None else changed & moment
+def _changed(lacks: dg.AutomationCondition) -> dg.AutomationCondition:
+    free = ~lacks & ~AC.any_deps_in_progress() & ~AC.in_progress()
+    return AC.any_deps_updated().since_last_handled() & free
 
 
 def of_saes(outline: Outline) -> dg.AutomationCondition | None:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
+from assets.activations import activations_key
 from assets.conditions import RETRY, counting, explained, follows
 from assets.corpora import token_split, tokens_key
-from assets.grid import Outline, cell_key, cells_of, grid, group
+from assets.grid import Outline, cell_key, cells_of, from_sites, grid, group
 from assets.models import model_key
 from assets.progress import progress
 from assets.rows import Attempts, Tables, build_rows, finished
@@ -56,7 +57,13 @@ def metrics_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefin
         retry_policy=RETRY,
         partitions_def=grid(outline),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        deps=[saes_key(outline.name), tokens_key(outline.name), model_key(outline.model)],
+        deps=[
+            saes_key(outline.name),
+            # of the mean activation, which ablations put in a token's place
+            from_sites(outline, activations_key(outline.name)),
+            tokens_key(outline.name),
+            model_key(outline.model),
+        ],
         check_specs=[
             dg.AssetCheckSpec(ROWS_PRESENT, asset=key, description="Every SAE has metric rows."),
             dg.AssetCheckSpec(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sae_workflows.home import sae_home
+from sae_workflows.home import dagster_home, sae_home
 
 out = Console()
 err = Console(stderr=True)
@@ -34,9 +34,25 @@ def fresh_database(home: Path) -> Path:
     from sae_lib.warehouse.publish import is_stale, publish
 
     warehouse, database = home / "warehouse", home / "results.duckdb"
+    if warehouse.is_dir():
+        _land_runs(home)
     if warehouse.is_dir() and is_stale(warehouse, database):
         publish(warehouse, database, None)
     return database
+
+
+def _land_runs(home: Path) -> None:
+    """Put what happened since into the table of runs: a run that failed could not do so."""
+    import dagster as dg
+
+    from assets.runs import fail_dead_runs, land_runs
+    from assets.store import Store
+
+    if not (home / "dagster" / "history").is_dir():
+        return
+    with dg.DagsterInstance.from_config(str(dagster_home(home))) as instance:
+        fail_dead_runs(instance)
+        land_runs(Store(home=str(home)), instance)
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -> None:

@@ -62,6 +62,48 @@ def export_saebench(
         )
 
 
+@export_app.command("neuronpedia")
+def export_neuronpedia(
+    sae: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SAE", help="Hash or name of an SAE, its variant, or: EXPERIMENT SITE VARIANT."
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Folder that the files are written to.")],
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", help="Which of several experiments.")
+    ] = None,
+    site: Annotated[str | None, typer.Option("--site", help="Which of several sites.")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Latents per file.")] = 128,
+    vectors: Annotated[
+        bool, typer.Option("--vectors", help="Decoder rows as well; large files.")
+    ] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+):
+    """Latents of one SAE as JSON, in the form that Neuronpedia and SAEDashboard exchange."""
+    from sae_lib.report import neuronpedia
+    from sae_lib.report.dashboard import Published, find_cell
+
+    database = fresh_database(home_of(home))
+    cell = find_cell(database, sae, experiment=experiment, site=site)
+    exported = neuronpedia.export(Published(database, cell), to, batch=batch, vectors=vectors)
+    if as_json:
+        files = [str(file) for file in exported.files]
+        rows = [{"files": files, "latents": exported.num_latents, "null": exported.nulls}]
+        show_rows(rows, title="", as_json=True)
+        return
+    out.print(
+        f"{exported.num_latents:,} latents in {len(exported.files)} files in {to}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+    if exported.nulls:
+        err.print(f"null for every latent: {', '.join(exported.nulls)}", soft_wrap=True)
+
+
 def table2(
     experiment: Annotated[
         str | None, typer.Argument(help="Name of an experiment that has results.")

@@ -14,7 +14,7 @@ from sae_lib.errors import BadInput, nearest
 
 RESULTS = "results"
 
-WORD = re.compile(r'"[^"]*"|[\w:./*-]+|\S')
+WORD = re.compile(r'[\w]+:"[^"]*"|"[^"]*"|[\w:./*-]+')
 OPERATORS = ("and", "or", "not", "roots", "sinks")
 
 
@@ -69,22 +69,23 @@ def selected_stages(
     """
     keys = {stage: dg.AssetKey([outline.name, stage]) for stage in stages}
     keys |= {RESULTS: DATABASE, "study": study_key(outline.name)}
-    words = []
-    for word in WORD.findall(text):
-        bare = word.strip("+0123456789")
-        if word.startswith('"') or ":" in word or word in OPERATORS or not bare.isidentifier():
-            words.append(word)
-        elif bare in keys:
-            words.append(word.replace(bare, f'key:"{keys[bare].to_user_string()}"'))
-        else:
-            raise BadInput(
-                f"no stage of {outline.name} is called {bare!r}. "
-                f"There are {', '.join(keys)}.{nearest(bare, keys)}",
-                key="select",
-                value=text,
-            )
+
+    def spelled_out(match: re.Match[str]) -> str:
+        word = match.group()
+        if word.startswith('"') or ":" in word or word in OPERATORS or not word.isidentifier():
+            return word
+        if word in keys:
+            return f'key:"{keys[word].to_user_string()}"'
+        raise BadInput(
+            f"no stage of {outline.name} is called {word!r}. "
+            f"There are {', '.join(keys)}.{nearest(word, keys)}",
+            key="select",
+            value=text,
+        )
+
+    full = WORD.sub(spelled_out, text)
     try:
-        selection = dg.AssetSelection.from_string(_joined(words))
+        selection = dg.AssetSelection.from_string(full)
         found = selection.resolve(definitions.resolve_asset_graph())
     except Exception as error:  # the orchestrator raises several kinds
         raise BadInput(
@@ -102,8 +103,3 @@ def selected_stages(
             value=text,
         )
     return chosen
-
-
-def _joined(words: Sequence[str]) -> str:
-    """The words as text again; a ``+`` stands next to what it belongs to."""
-    return re.sub(r"\s*\+\s*", "+", " ".join(words))

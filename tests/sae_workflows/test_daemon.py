@@ -7,7 +7,7 @@ import pytest
 
 from sae_lib.warehouse.query import query
 from sae_workflows.home import adopt, study_at
-from tests.sae_workflows.served import Served, served, wait_for
+from tests.sae_workflows.served import LOCATION, Served, served, wait_for
 from tests.sae_workflows.test_model_change import STUDY, change_weights
 
 KEYS = ("tokens", "activations", "saes", "metrics", "frontier", "claims")
@@ -57,6 +57,10 @@ def test_a_changed_model_makes_its_descendants_stale_and_only_results_follow(pla
             for cell in cells:
                 assert ui.staleness(f"study/{key}", cell)[0] == "FRESH", (key, cell)
 
+        # switched on as in the UI; what changes from now on is followed
+        ui.start_sensor("follow_study")
+        ui.start_sensor("publish_results")
+        wait_for("first look of the sensors", lambda: len(ticks(ui, "follow_study")) > 1, 180)
         change_weights(model, 1)
         now = study_at(home, file).model_fingerprint
         wait_for("look at the changed model", lambda: fingerprint_seen(ui) == now, 120)
@@ -74,9 +78,6 @@ def test_a_changed_model_makes_its_descendants_stale_and_only_results_follow(pla
         # what does not depend on this model is left alone
         assert ui.staleness("world/concepts")[0] != "STALE"
 
-        ui.start_sensor("follow_study")
-        ui.start_sensor("publish_results")
-
         def drifted():
             if not (home / "results.duckdb").is_file():
                 return None
@@ -92,6 +93,16 @@ def test_a_changed_model_makes_its_descendants_stale_and_only_results_follow(pla
         for cell in cells:
             assert ui.staleness("study/saes", cell)[0] == "STALE"
             assert ui.staleness("study/metrics", cell)[0] != "MISSING"
+
+
+def ticks(ui: Served, sensor: str) -> list[str]:
+    """States of the evaluations of a sensor so far."""
+    question = """
+    query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
+        ... on Sensor { sensorState { ticks(limit: 20) { status } } } } }
+    """
+    found = ui.ask(question, selector={**LOCATION, "sensorName": sensor})["sensorOrError"]
+    return [tick["status"] for tick in found["sensorState"]["ticks"]]
 
 
 def fingerprint_seen(ui: Served) -> str | None:
