@@ -82,9 +82,9 @@ def test_a_changed_model_makes_its_descendants_stale_and_only_results_follow(pla
             if not (home / "results.duckdb").is_file():
                 return None
             rows = query(home / "results.duckdb", "select * from drift where name = 'fvu'")
-            return None if rows.is_empty() else rows
+            return None if rows.is_empty() else [rows]  # a frame has no truth
 
-        drift = wait_for("rows of drift", drifted, 900)
+        (drift,) = wait_for("rows of drift", drifted, 900)
         assert set(drift["fingerprint_before"]) == {before}
         assert set(drift["fingerprint_after"]) == {now}
         assert drift.select("site", "variant").unique().height == 4
