@@ -66,9 +66,12 @@ def memo_file(home: Path) -> Path:
 
 
 def study_at(home: Path, experiment: Path) -> Study:
-    """The study of a file, or of a bundled name, knowing what ``home`` holds of it."""
+    """The study of a file or a name, bundled or known here, with what ``home`` has of it."""
     from sae_workflows.experiment import load_experiment
 
+    record = home / "experiments" / f"{experiment}.json"
+    if experiment.name == str(experiment) and not experiment.is_file() and record.is_file():
+        experiment = Path(json.loads(record.read_text("utf-8"))["file"])
     return at_home(load_experiment(experiment, memo=memo_file(home)), home)
 
 
