@@ -30,6 +30,7 @@ def activations_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsD
         group_name=group(outline, "data"),
         kinds={"safetensors", "torch"},
         tags={"stage": "activations"},
+        owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,
         partitions_def=site_partitions(outline),

@@ -32,6 +32,7 @@ def applications_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "applications"},
+        owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,
         partitions_def=grid(outline),

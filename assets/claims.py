@@ -33,6 +33,7 @@ def claims_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefini
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "claims"},
+        owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,
         deps=upstream,

@@ -23,6 +23,7 @@ def tokens_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefini
         group_name=group(outline, "data"),
         kinds={"safetensors"},
         tags={"stage": "tokens"},
+        owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,
         deps=[model_key(outline.model)],

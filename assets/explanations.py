@@ -9,7 +9,7 @@ from assets.conditions import RETRY, counting, explained, follows
 from assets.corpora import token_split, tokens_key
 from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
-from assets.pictures import latents_markdown
+from assets.pictures import few_latents_markdown, latents_markdown
 from assets.progress import progress
 from assets.rows import Tables, build_rows, finished
 from assets.saes import saes_key
@@ -33,6 +33,7 @@ def explanations_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "explanations"},
+        owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,
         partitions_def=grid(outline),
@@ -66,6 +67,7 @@ def explanations_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
                     "explanations": counts["facts"]["explanations"],
                     "examples": counts["facts"]["examples"],
                     "does not apply": "; ".join(counts["facts"]["notes"]) or "nothing",
+                    "some latents": dg.MetadataValue.md(few_latents_markdown(folder)),
                     "latents": dg.MetadataValue.md(latents_markdown(folder)),
                 },
                 partition_key=cell_key(site, variant.id),

@@ -41,6 +41,9 @@ class Outline(NamedTuple):
     watch: bool = False
     """Whether the folder of its model is watched from the start."""
 
+    owners: Sequence[str] = ()
+    """Whom the graph names as owners: addresses, or team:NAME."""
+
     @property
     def single_sites(self) -> list[str]:
         """Sites that are harvested, in order."""

@@ -31,6 +31,7 @@ def layer_groups_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "data"),
         kinds={"scipy", "parquet"},
         tags={"stage": "layer_groups"},
+        owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,
         deps=[activations_key(outline.name)],

@@ -5,6 +5,10 @@ from pathlib import Path
 
 CURVES = ("fvu", "l0", "dead_share")
 LATENTS_SHOWN = 12
+AROUND = 3
+INLINE_CHARS = 990
+"""Markdown that is longer is shown by the UI only when one asks for it."""
+
 PANELS = 2
 """Sites whose frontier is drawn; the page has all."""
 
@@ -39,8 +43,19 @@ def frontier_markdown(points: object) -> str:
     return f"![sparsity and unexplained variance](data:image/png;base64,{picture})"
 
 
-def latents_markdown(folder: Path) -> str:
-    """A sample of latents with label, density and their strongest example."""
+def few_latents_markdown(folder: Path) -> str:
+    """As many sampled latents as the UI shows without a click."""
+    lines = latents_markdown(folder, around=AROUND).splitlines()
+    while len(lines) > 3 and sum(map(len, lines)) + len(lines) > INLINE_CHARS:
+        lines.pop()
+    return "\n".join(lines)
+
+
+def latents_markdown(folder: Path, *, around: int | None = None) -> str:
+    """A sample of latents with label, density and their strongest example.
+
+    Of the example only ``around`` tokens on either side of the strongest are shown, if given.
+    """
     import polars as pl
 
     latents = pl.read_parquet(folder / "latents.parquet").filter(pl.col("density") > 0)
@@ -59,6 +74,7 @@ def latents_markdown(folder: Path) -> str:
         text = "".join(
             f" **{_plain(token)}**" if index == row["peak"] else f" {_plain(token)}"
             for index, token in enumerate(tokens)
+            if around is None or abs(index - row["peak"]) <= around
         )
         label = _plain(row["label"] or "")
         lines.append(f"| {row['latent']} | {label} | {row['density']:.3%} | {text.strip()} |")

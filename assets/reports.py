@@ -144,7 +144,9 @@ def _markdown(frame: object) -> str:
     rule = "|" + " --- |" * len(frame.columns)
     rows = []
     for values in frame.iter_rows():
-        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values]
+        cells = [
+            "–" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in values
+        ]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([head, rule, *rows])
 
@@ -155,6 +157,7 @@ def study_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinit
         group_name=group(outline, "study"),
         kinds={"html"},
         tags={"stage": "study"},
+        owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,
         deps=[DATABASE],

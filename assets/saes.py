@@ -41,6 +41,7 @@ def saes_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefiniti
         group_name=group(outline, "training"),
         kinds={"torch", "safetensors"},
         tags={"stage": "saes"},
+        owners=outline.owners,
         automation_condition=of_saes(outline),
         retry_policy=RETRY,
         partitions_def=grid(outline),

@@ -125,6 +125,9 @@ class Study:
     explain_tokens: int
     apply: tuple[Any, ...]
     automation: AutomationConfig = field(default_factory=AutomationConfig)
+    owners: tuple[str, ...] = ()
+    """Whom the graph names as owners: addresses, or team:NAME."""
+
     memo: Path | None = field(default=None, compare=False)
     """Where fingerprints of unchanged folders are remembered."""
 

@@ -10,6 +10,7 @@ browser.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -129,7 +130,9 @@ def pages(address: str, experiment: str) -> Iterator[tuple[str, float]]:
         "runs": ("/runs", "Runs"),
     }
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch()
+        # one that is installed, or the one that comes with playwright
+        found = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(address)  # what the browser caches is not ours to measure
         page.wait_for_load_state("networkidle")

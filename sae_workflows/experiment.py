@@ -8,7 +8,7 @@ import itertools
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -37,6 +37,8 @@ from sae_workflows.reading import Path_, Reader
 BUNDLED = Path(__file__).parent / "experiments"
 
 Member = str | dict[str, Any]
+
+OWNER = r"^(team:[A-Za-z0-9_-]+|[^@\s]+@[^@\s]+\.[^@\s]+)$"
 
 RESERVED = ("models", "results", "world")
 """First parts of the keys of assets that belong to no experiment."""
@@ -93,6 +95,9 @@ class ExperimentFile(Config):
     automation: AutomationConfig = AutomationConfig()
     """What happens by itself when the language model changes."""
 
+    owners: tuple[Annotated[str, Field(pattern=OWNER)], ...] = ()
+    """Whom the graph names as owners: addresses (``ada@example.org``) or ``team:NAME``."""
+
 
 def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
     """The study that the file describes, checked as far as is possible without compute.
@@ -138,6 +143,7 @@ def load_experiment(path: Path, *, memo: Path | None = None) -> Study:
         explain_tokens=said.explain_tokens,
         apply=apply,
         automation=said.automation,
+        owners=said.owners,
         memo=memo,
     )
 

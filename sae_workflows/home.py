@@ -112,6 +112,7 @@ def outline_of(study: Study) -> Outline:
         reevaluate=study.automation.reevaluate,
         retrains=study.automation.saes == "retrain",
         watch=study.automation.watch,
+        owners=study.owners,
     )
 
 

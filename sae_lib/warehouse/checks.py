@@ -68,7 +68,7 @@ CHECKS = (
         "Every SAE that an experiment declares has metrics.",
         """
         select experiment, site, variant from declared
-        anti join metrics using (experiment, site, variant)
+        anti join metrics using (experiment, site, variant) where variant <> ''
         """,
         is_error=False,
     ),
