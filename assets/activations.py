@@ -12,6 +12,7 @@ from assets.corpora import token_split, tokens_key
 from assets.grid import Outline, group, site_partitions
 from assets.models import model_key
 from assets.progress import progress
+from assets.requests import pool_of, tags_of
 from assets.store import Store, language_model
 from assets.study import Study
 from sae_lib.config import digest
@@ -30,6 +31,8 @@ def activations_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsD
         group_name=group(outline, "data"),
         kinds={"safetensors", "torch"},
         tags={"stage": "activations"},
+        op_tags=tags_of("activations"),
+        pool=pool_of("activations"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,

@@ -9,6 +9,7 @@ from assets.corpora import token_split, tokens_key
 from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.progress import progress
+from assets.requests import pool_of, tags_of
 from assets.rows import Tables, build_rows, finished
 from assets.saes import saes_key
 from assets.store import Store, language_model
@@ -32,6 +33,8 @@ def applications_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "applications"},
+        op_tags=tags_of("applications"),
+        pool=pool_of("applications"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,

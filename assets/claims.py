@@ -10,6 +10,7 @@ from assets.conditions import RETRY, explained, follows
 from assets.described import describe_study
 from assets.grid import Outline, group
 from assets.metrics import frontier_key, metrics_key
+from assets.requests import pool_of, tags_of
 from assets.store import EVERYTHING, Store, save_rows
 from assets.study import CODE_VERSIONS, Study
 from sae_lib.artifacts import Identity
@@ -33,6 +34,8 @@ def claims_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefini
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "claims"},
+        op_tags=tags_of("claims"),
+        pool=pool_of("claims"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,

@@ -9,6 +9,7 @@ from assets.conditions import RETRY, explained, follows
 from assets.grid import Outline, group
 from assets.models import model_key
 from assets.progress import progress
+from assets.requests import pool_of, tags_of
 from assets.store import Store, language_model
 from assets.study import Study
 
@@ -23,6 +24,8 @@ def tokens_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefini
         group_name=group(outline, "data"),
         kinds={"safetensors"},
         tags={"stage": "tokens"},
+        op_tags=tags_of("tokens"),
+        pool=pool_of("tokens"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,

@@ -11,6 +11,7 @@ from assets.grid import Outline, cell_key, cells_of, grid, group
 from assets.models import model_key
 from assets.pictures import few_latents_markdown, latents_markdown
 from assets.progress import progress
+from assets.requests import pool_of, tags_of
 from assets.rows import Tables, build_rows, finished
 from assets.saes import saes_key
 from assets.store import Store, language_model
@@ -33,6 +34,8 @@ def explanations_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "explanations"},
+        op_tags=tags_of("explanations"),
+        pool=pool_of("explanations"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,

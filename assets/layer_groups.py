@@ -9,6 +9,7 @@ import dagster as dg
 from assets.activations import activations_key, harvest_sites
 from assets.conditions import RETRY, explained, follows
 from assets.grid import Outline, group
+from assets.requests import pool_of, tags_of
 from assets.store import EVERYTHING, Store, save_rows
 from assets.study import CODE_VERSIONS, Study, Variant
 from sae_lib.artifacts import Identity
@@ -31,6 +32,8 @@ def layer_groups_asset(outline: Outline, load: Callable[[], Study]) -> dg.Assets
         group_name=group(outline, "data"),
         kinds={"scipy", "parquet"},
         tags={"stage": "layer_groups"},
+        op_tags=tags_of("layer_groups"),
+        pool=pool_of("layer_groups"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,

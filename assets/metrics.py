@@ -14,6 +14,7 @@ from assets.corpora import token_split, tokens_key
 from assets.grid import Outline, cell_key, cells_of, from_sites, grid, group
 from assets.models import model_key
 from assets.progress import progress
+from assets.requests import pool_of, tags_of
 from assets.rows import Attempts, Tables, build_rows, finished
 from assets.saes import saes_key
 from assets.store import EVERYTHING, Store, language_model, save_rows
@@ -53,6 +54,8 @@ def metrics_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefin
         group_name=group(outline, "evaluation"),
         kinds={"torch", "parquet"},
         tags={"stage": "metrics"},
+        op_tags=tags_of("metrics"),
+        pool=pool_of("metrics"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,
@@ -327,6 +330,8 @@ def frontier_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefi
         group_name=group(outline, "evaluation"),
         kinds={"parquet"},
         tags={"stage": "frontier"},
+        op_tags=tags_of("frontier"),
+        pool=pool_of("frontier"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,

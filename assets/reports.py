@@ -16,6 +16,7 @@ from assets.freshness import states
 from assets.grid import Outline, group
 from assets.metrics import frontier_key, metrics_key
 from assets.pictures import frontier_markdown
+from assets.requests import pool_of, tags_of
 from assets.runs import land_runs
 from assets.saes import saes_key
 from assets.store import EVERYTHING, Store
@@ -59,6 +60,8 @@ def database_asset(
         group_name="results",
         kinds={"duckdb"},
         tags={"stage": "results"},
+        op_tags=tags_of("database"),
+        pool=pool_of("database"),
         automation_condition=at_once(),
         retry_policy=RETRY,
         deps=parents,
@@ -157,6 +160,8 @@ def study_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefinit
         group_name=group(outline, "study"),
         kinds={"html"},
         tags={"stage": "study"},
+        op_tags=tags_of("study"),
+        pool=pool_of("study"),
         owners=outline.owners,
         automation_condition=follows(outline),
         retry_policy=RETRY,

@@ -12,6 +12,7 @@ from assets.grid import Outline, cell_key, cells_of, from_sites, grid, group
 from assets.lineage import remember_model, trained_elsewhere
 from assets.models import model_key
 from assets.pictures import curve_markdown
+from assets.requests import pool_of, tags_of
 from assets.rows import finished
 from assets.selections import land_selection
 from assets.store import Store
@@ -41,6 +42,8 @@ def saes_asset(outline: Outline, load: Callable[[], Study]) -> dg.AssetsDefiniti
         group_name=group(outline, "training"),
         kinds={"torch", "safetensors"},
         tags={"stage": "saes"},
+        op_tags=tags_of("saes"),
+        pool=pool_of("saes"),
         owners=outline.owners,
         automation_condition=of_saes(outline),
         retry_policy=RETRY,

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.requests import threads_of_a_step
 from assets.study import Study, Variant
 from sae_lib.artifacts import ArtifactStore, Identity
 from sae_lib.remote import Remote, remote_from_env
@@ -21,6 +22,14 @@ class Store(dg.ConfigurableResource):
 
     home: str
     device: str = "cpu"
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Take this step's share of the cores, where steps share a machine."""
+        threads = threads_of_a_step()
+        if threads is not None:
+            from sae_lib.models.threads import use_threads
+
+            use_threads(threads)
 
     @property
     def root(self) -> Path:

@@ -15,6 +15,7 @@ from sae_lib.errors import SaeError
 from sae_workflows.claims import claims
 from sae_workflows.console import AsJson, Home, err, fresh_database, home_of, out, show_rows
 from sae_workflows.curves import curves
+from sae_workflows.dashboard_cli import dashboard
 from sae_workflows.export_cli import export_app, table2
 from sae_workflows.gc_cli import gc
 from sae_workflows.home import study_at
@@ -38,6 +39,7 @@ app.add_typer(world_app, name="world")
 app.command()(curves)
 app.command()(claims)
 app.command()(variants)
+app.command()(dashboard)
 app.command()(status)
 app.command()(gc)
 app.command()(push)
@@ -161,7 +163,8 @@ def run(
     rows = [result._asdict() for result in results]
     database, page = folder / "results.duckdb", folder / "reports" / f"{study.name}.html"
     fresh_database(folder)
-    unfinished = _unfinished(database, study.name)
+    has_results = database.is_file()
+    unfinished = _unfinished(database, study.name) if has_results else []
     if as_json:
         summary = {
             "stages": rows,
@@ -173,20 +176,21 @@ def run(
         return
     if not any(result.built for result in results):
         out.print(f"Nothing to do: everything {study.name} asks for exists already.")
-        if not wanted.results or not database.is_file():
-            return
     else:
         shown = [{**row, "seconds": round(row["seconds"], 1)} for row in rows]
         show_rows(shown, title=f"{study.name}: built and found", as_json=False)
-        _show_leaders(database, study.name)
+        if has_results:
+            _show_leaders(database, study.name)
     for row in unfinished:
         text = (
             f"{row['site']} {row['variant']} {row['status']}: {row['reason']}. With these settings "
             "it would do so again, so it is left alone; change them, such as lr or clip_norm."
         )
         err.print(Text(text, style="yellow"), soft_wrap=True)
-    out.print(f"report:   {page}", soft_wrap=True)
-    out.print(f"database: {database}", soft_wrap=True)
+    if page.is_file():
+        out.print(f"report:   {page}", soft_wrap=True)
+    if has_results:
+        out.print(f"database: {database}", soft_wrap=True)
 
 
 def _unfinished(database: Path, experiment: str) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from assets.store import Store
 from assets.study import Study
 from assets.world import world_assets
 from sae_workflows.automation import followers, observers, watcher
+from sae_workflows.executors import executor
 from sae_workflows.home import outlines, sae_home, study_at
 
 FAMILY = (
@@ -96,7 +97,7 @@ def build(
             schedules=schedules,
             sensors=[watcher(experiments, home), *followers(experiments)] if experiments else [],
             resources={"store": Store(home=str(home), device=device)},
-            executor=dg.in_process_executor,
+            executor=executor(),
         )
 
 

@@ -99,6 +99,7 @@ def serve(
         SAE_HOME=str(home),
         DAGSTER_HOME=str(dagster_home(home)),
         DAGSTER_DISABLE_TELEMETRY="1",
+        SAE_POOLS=str(int(settings.has_daemon and not settings.is_read_only)),
     )
     with ExitStack() as stack:
         if not settings.is_read_only:

@@ -20,10 +20,13 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
 )
 
+from assets.reports import DATABASE
 from assets.runs import BY_COMMAND, fail_dead_runs
 from assets.study import Study
-from sae_lib.errors import SaeError
+from sae_lib.errors import BadInput, SaeError
+from sae_workflows.apart import execute_apart
 from sae_workflows.definitions import build
+from sae_workflows.executors import executor_name
 from sae_workflows.home import dagster_home, outline_of, outlines, study_at
 
 Range = tuple[str, str]
@@ -55,11 +58,22 @@ def workplace(
     study: Study, home: Path, device: str, instance: dg.DagsterInstance, workers: int
 ) -> Iterator[Execute]:
     """How runs are done while the block lasts."""
+    file = None if executor_name() == "in_process" else study.file  # of what is done elsewhere
+    is_anew = study.automation.saes == "retrain"
+    if file is not None and is_anew and study_at(home, file).automation.saes != "retrain":
+        raise BadInput(
+            "--retrain is done by this process: leave the variable out.",
+            key="SAE_EXECUTOR",
+            value=executor_name(),
+        )
     job = job_of(study, home, device)
 
     def here(keys: Sequence[dg.AssetKey], ranges: Sequence[Range]) -> None:
         for part in ranges or [None]:
-            execute(job, instance, keys, part)
+            if file is not None and DATABASE not in keys:  # whose file is wanted here
+                execute_apart(home, device, instance, keys, part)
+            else:
+                execute(job, instance, keys, part)
 
     if workers <= 1 or study.file is None:
         yield here
@@ -116,6 +130,11 @@ _at_hand: dict[tuple[str, ...], Any] = {}
 def obey(order: Order) -> None:
     """Do one run in this worker."""
     home = Path(order.home)
+    keys = [dg.AssetKey(path) for path in order.keys]
+    if executor_name() != "in_process":
+        with dg.DagsterInstance.from_config(str(dagster_home(home))) as instance:
+            execute_apart(home, order.device, instance, keys, order.part)
+        return
     place = (order.file, order.home, order.device, str(order.retrain))
     if place not in _at_hand:
         study = study_at(home, Path(order.file))
@@ -123,7 +142,7 @@ def obey(order: Order) -> None:
         instance = dg.DagsterInstance.from_config(str(dagster_home(home)))
         _at_hand[place] = (job_of(study, home, order.device), instance)
     job, instance = _at_hand[place]
-    execute(job, instance, [dg.AssetKey(path) for path in order.keys], order.part)
+    execute(job, instance, keys, order.part)
 
 
 def job_of(study: Study, home: Path, device: str) -> dg.JobDefinition:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -16,12 +17,13 @@ import yaml
 from assets.requests import (
     POOLS,
     STAGES,
-    asks,
     cores,
     num_bytes,
     op_tags,
+    pool_of,
     pools,
     requests,
+    tags_of,
     threads_of_a_step,
 )
 from sae_lib.errors import BadInput, MissingFile
@@ -224,10 +226,11 @@ def test_there_are_turns_only_where_a_daemon_frees_them(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_is_asked_are_arguments_of_an_asset(stage):
-    @dg.asset(**asks(stage))
+    @dg.asset(op_tags=tags_of(stage), pool=pool_of(stage))
     def one() -> None: ...
 
-    tags = one.op.tags  # values are text in the orchestrator's own form
+    made: Any = one
+    tags = made.op.tags  # values are text in the orchestrator's own form
     assert json.loads(tags[RAY])["num_cpus"] == 1
 
 
@@ -344,7 +347,7 @@ def test_pods_get_what_the_values_give_the_deployment():
 MODULE = """
 import os
 import dagster as dg
-from assets.requests import asks, threads_of_a_step
+from assets.requests import tags_of, threads_of_a_step
 from assets.store import Store
 from sae_lib.models.threads import use_threads
 from sae_workflows.executors import executor
@@ -359,11 +362,11 @@ def rows(seed):
         "rows": torch.randn(64, 32).matmul(torch.randn(32, 8)).sum(1).tolist(),
     }
 
-@dg.asset(**asks("saes"))
+@dg.asset(op_tags=tags_of("saes"))
 def one() -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata=rows(0))
 
-@dg.asset(deps=[one], **asks("metrics"))
+@dg.asset(deps=[one], op_tags=tags_of("metrics"))
 def two() -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata=rows(1))
 
@@ -385,7 +388,12 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as home:
         with dg.DagsterInstance.local_temp(home) as instance:
             with dg.execute_job(dg.reconstructable(job), instance=instance) as result:
-                print(json.dumps(found(result)))
+                kind = dg.DagsterEventType.ASSET_MATERIALIZATION
+                logs = instance.all_logs(result.run_id, of_type=kind)  # steps elsewhere write there
+            print(json.dumps([
+                {key: value.value for key, value in one.asset_materialization.metadata.items()}
+                for one in logs
+            ]))
 """
 
 
