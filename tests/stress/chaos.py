@@ -49,8 +49,9 @@ STAGES = ("tokens", "activations", "saes", "metrics", "frontier", "claims")
 KEYS = (*(f"chaos/{stage}" for stage in STAGES), "results/database")
 NUM_SAES = 60
 
-SECONDS_BETWEEN_KILLS = (12.0, 30.0)
-"""A run needs some of them to start at all: it imports the compute libraries anew."""
+RUNS_BETWEEN_KILLS = (0.7, 2.5)
+"""In units of what the shortest run takes here, from its start to its end: were everything killed
+before it could have ended on an idle machine, this would test patience."""
 
 
 class Verdict(NamedTuple):
@@ -69,11 +70,13 @@ def chaos(folder: Path, study: str, *, minutes: float, seed: int, patience: floa
     adopt(home, file, "chaos")
     several_at_once(home)
     rng, kills = random.Random(seed), Counter[str]()
-    end_of_kills = time.monotonic() + 60 * minutes
     problems: list[str] = []
     with polling_reader(home) as reader, Keeper(home, log) as keeper:
+        pace = seconds_of_a_run(home, keeper)
+        gaps = [pace * runs for runs in RUNS_BETWEEN_KILLS]
+        end_of_kills = time.monotonic() + 60 * minutes
         backfill = keeper.backfill()
-        next_kill = time.monotonic() + rng.uniform(*SECONDS_BETWEEN_KILLS)
+        next_kill = time.monotonic() + rng.uniform(*gaps)
         end = end_of_kills + patience
         while time.monotonic() < end:
             time.sleep(1)
@@ -81,7 +84,7 @@ def chaos(folder: Path, study: str, *, minutes: float, seed: int, patience: floa
             now = time.monotonic()
             if now < end_of_kills and now > next_kill:
                 kills[kill_something(home, keeper, rng)] += 1
-                next_kill = now + rng.uniform(*SECONDS_BETWEEN_KILLS)
+                next_kill = now + rng.uniform(*gaps)
             if status in ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"):
                 if is_complete(home, file) and now >= end_of_kills:
                     break
@@ -131,11 +134,23 @@ class Keeper:
         except (OSError, AssertionError, KeyError):
             return ""
 
-    def backfill(self) -> str:
+    def backfill(self, *keys: str) -> str:
+        """Ask for everything, or for ``keys``; its id."""
         while True:
             with suppress(OSError, AssertionError):
-                return self.ui.backfill(*KEYS)
+                return self.ui.backfill(*(keys or KEYS))
             time.sleep(2)
+
+
+def seconds_of_a_run(home: Path, keeper: Keeper) -> float:
+    """How long the shortest run takes here, from the moment it is launched."""
+    backfill = keeper.backfill(KEYS[0])
+    while keeper.status(backfill) != "COMPLETED_SUCCESS":
+        time.sleep(1)
+    with dg.DagsterInstance.from_config(str(dagster_home(home))) as instance:
+        (record,) = instance.get_run_records()
+    assert record.end_time is not None
+    return record.end_time - record.create_timestamp.timestamp()
 
 
 def kill_something(home: Path, keeper: Keeper, rng: random.Random) -> str:
