@@ -1,5 +1,6 @@
 """What `sae list` and `sae show` print: rows from the registries and the store."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -193,14 +194,20 @@ def _checks(home: Path) -> list[Row]:
 
 
 def _saes(home: Path) -> list[Row]:
+    from sae_lib.saes.files import DESCRIPTION
+
+    def config(manifest: Mapping[str, Any]) -> Row:
+        # of one that comes from files, the manifest knows these and not what is in them
+        return json.loads((Path(manifest["path"]) / DESCRIPTION).read_text("utf-8"))["config"]
+
     return [
         {
             "sae": manifest["hash"],
             "name": manifest["name"],
-            "kind": manifest["content"]["sae"]["kind"],
+            "kind": config(manifest)["kind"],
             "site": manifest["facts"]["site"],
             "model": manifest["facts"]["model"]["id"],
-            "d_sae": manifest["content"]["sae"]["d_sae"],
+            "d_sae": config(manifest)["d_sae"],
             "l0": manifest["facts"]["final"].get("l0"),
             "fvu": manifest["facts"]["final"].get("fvu"),
             "status": manifest["facts"]["status"],
