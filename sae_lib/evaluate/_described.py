@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from sae_lib.activations.corpus import WORLD_SPLITS
-from sae_lib.errors import NotApplicable
+from sae_lib.errors import BadInput, NotApplicable
 from sae_lib.evaluate._judges.base import Description
 from sae_lib.evaluate._judges.oracle import world_truth
 from sae_lib.evaluate._latent_windows import (
@@ -20,11 +20,13 @@ from sae_lib.evaluate._latent_windows import (
     read_site,
 )
 from sae_lib.evaluate.bench import Bench
+from sae_lib.explain._asked import NO_ANSWER, AskingConfig
 from sae_lib.explain.base import ExplainerConfig, read_explainer
 from sae_lib.explain.examples import ExamplesConfig
 from sae_lib.explain.max_act import MaxActConfig
 from sae_lib.explain.run import explain_site
 from sae_lib.explain.vocabulary import Vocabulary, read_vocabulary
+from sae_lib.llm import LocalChatConfig
 from sae_lib.saes.base import SparseCoder
 from sae_lib.synthetic.world.concepts import CONCEPTS, lexicon
 from sae_lib.synthetic.world.config import WorldConfig
@@ -32,6 +34,9 @@ from sae_lib.synthetic.world.generate import document
 from sae_lib.warehouse.rows import ExampleRow, ExplanationRow
 
 Side = Literal["train", "eval"]
+
+Method = str | dict[str, Any]
+"""An explanation method by its name, or as a mapping with its settings, as under ``explain``."""
 
 NUM_SPECIAL = 1
 """Special tokens before the first word of a document of the world."""
@@ -84,7 +89,8 @@ def describe(
     for name, explained in found.items():
         by_method: dict[str, dict[int, Description]] = {method.method: {} for method in methods}
         for row in explained.explanations:
-            by_method[row.method][row.latent] = description_of(row)
+            if row.score_definition != NO_ANSWER:  # that is no explanation, and has no score
+                by_method[row.method][row.latent] = description_of(row)
         examples: dict[int, list[ExampleRow]] = {}
         for example in explained.examples:
             if example.kind != "top":
@@ -213,7 +219,7 @@ def check_corpus(metric: str, bench: Bench) -> None:
 
 def read_evidence(
     bench: Bench,
-    methods: Sequence[str],
+    methods: Sequence[Method],
     *,
     num_latents: int,
     at_least: int,
@@ -224,15 +230,18 @@ def read_evidence(
     with_truth: bool,
     seed: int,
 ) -> Evidence:
-    """Descriptions from training text, and what the latents that are drawn do on held-out text."""
+    """Descriptions from training text, and what the latents that are drawn do on held-out text.
+
+    Methods that ask a language model are asked about the latents that are drawn alone.
+    """
     assert bench.train is not None
     assert bench.split is not None
     model, site, coders = bench.model, bench.site, bench.coders
     num_train = num_contexts_of(bench.train, train_tokens)
     num_held_out = num_contexts_of(bench.split, held_out_tokens)
-    described = describe(
-        model, bench.train, site, coders, explainers(methods, radius), num_contexts=num_train
-    )
+    found = explainers(methods, radius)
+    free = [method for method in found if not isinstance(method, AskingConfig)]
+    described = describe(model, bench.train, site, coders, free, num_contexts=num_train)
     held_out = read_site(
         model, bench.split, site, num_contexts=num_held_out, batch_contexts=batch_contexts
     )
@@ -243,6 +252,16 @@ def read_evidence(
         latents[name], eligible[name] = choose_latents(
             counts, at_least=at_least, num=num_latents, seed=seed
         )
+    for method in found:
+        if isinstance(method, AskingConfig):
+            for name, coder in coders.items():
+                only = method.but(latents=tuple(latents[name].tolist()))
+                shown = MaxActConfig(examples=_shown_when_asked(radius))
+                more = describe(
+                    model, bench.train, site, {name: coder}, [shown, only], num_contexts=num_train
+                )[name]
+                described[name].by_method[method.method] = more.by_method[method.method]
+                described[name].reasons.update(more.reasons)
     codes = held_out.codes(coders, latents)
     true: dict[str, dict[int, Description]] = {}
     if with_truth and bench.world is not None:
@@ -260,8 +279,36 @@ def read_evidence(
     return Evidence(described, true, codes, eligible)
 
 
-def explainers(methods: Sequence[str], radius: int) -> list[ExplainerConfig]:
-    """The methods by name; the stretches of text of max_act are as long as the windows."""
+def _shown_when_asked(radius: int) -> ExamplesConfig:
+    """Stretches of text of every strength, and nothing that only readers look at."""
+    return ExamplesConfig(radius=radius, num_silent=0, num_partners=0, num_near_misses=0)
+
+
+def names_of(methods: Sequence[Method]) -> tuple[str, ...]:
+    """Names of methods, in order. Raises `BadInput` where two have the same."""
+    names = tuple(m if isinstance(m, str) else str(m.get("method")) for m in methods)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BadInput("a method stands here twice.", key="methods", value=twice[0])
+    return names
+
+
+def chat_models(methods: Sequence[Method]) -> list[str]:
+    """Language models on this machine whose weights decide what is explained."""
+    found = [
+        read_explainer(m)
+        for m, n in zip(methods, names_of(methods), strict=True)
+        if n != BEST_CONCEPT
+    ]
+    return [
+        method.chat.model.id
+        for method in found
+        if isinstance(method, AskingConfig) and isinstance(method.chat, LocalChatConfig)
+    ]
+
+
+def explainers(methods: Sequence[Method], radius: int) -> list[ExplainerConfig]:
+    """The methods as described; the stretches of text of max_act are as long as the windows."""
     found = [read_explainer(method) for method in methods]
     return [
         m.but(examples=ExamplesConfig(radius=radius).bare()) if isinstance(m, MaxActConfig) else m

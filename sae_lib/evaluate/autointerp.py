@@ -35,7 +35,10 @@ from sae_lib.evaluate._described import (
     BEST_CONCEPT,
     Described,
     Evidence,
+    Method,
+    chat_models,
     check_corpus,
+    names_of,
     of_another,
     read_evidence,
 )
@@ -190,9 +193,10 @@ class AutointerpConfig(TaskMetric):
     judge: AnyJudge = KeywordsConfig()
     """Who answers: keywords, oracle, local or openai."""
 
-    methods: tuple[str, ...] = Field(default=("max_act", "vocab_proj"), min_length=1)
-    """Explanation methods whose descriptions are scored; the first gives the headline. On the
-    world also best_concept, which is all that the judge oracle can read."""
+    methods: tuple[Method, ...] = Field(default=("max_act", "vocab_proj"), min_length=1)
+    """Explanation methods whose descriptions are scored, by name or with settings as under
+    ``explain``; the first gives the headline. On the world also best_concept, which is all that
+    the judge oracle can read."""
 
     scorers: tuple[
         Literal[
@@ -267,8 +271,8 @@ class AutointerpConfig(TaskMetric):
 
     def check(self, bench: Bench) -> None:
         check_corpus(NAME, bench)
-        for method in self.methods:
-            if method != BEST_CONCEPT:
+        for name, method in zip(names_of(self.methods), self.methods, strict=True):
+            if name != BEST_CONCEPT:
                 read_explainer(method)
             elif bench.world is None:
                 raise NotApplicable(NAME, "best_concept needs the bundled world.")
@@ -276,18 +280,23 @@ class AutointerpConfig(TaskMetric):
             raise NotApplicable(NAME, "the truth is known of the bundled world alone.")
 
     def models(self) -> list[str]:
-        return self.judge.models()
+        return [*self.judge.models(), *chat_models(self.methods)]
 
     @property
     def used_methods(self) -> tuple[str, ...]:
         """The oracle reads nothing but names of concepts."""
-        return (BEST_CONCEPT,) if isinstance(self.judge, OracleConfig) else self.methods
+        is_oracle = isinstance(self.judge, OracleConfig)
+        return (BEST_CONCEPT,) if is_oracle else names_of(self.methods)
 
     @torch.no_grad()
     def measure(self, bench: Bench, on_progress: OnProgress) -> dict[str, Measured]:
         read = read_evidence(
             bench,
-            [method for method in self.used_methods if method != BEST_CONCEPT],
+            [
+                method
+                for name, method in zip(names_of(self.methods), self.methods, strict=True)
+                if name != BEST_CONCEPT and name in self.used_methods
+            ],
             num_latents=self.num_latents,
             at_least=self.min_activations,
             train_tokens=self.train_tokens,

@@ -28,7 +28,10 @@ from sae_lib.evaluate._clamping import Clamp, Steered
 from sae_lib.evaluate._described import (
     BEST_CONCEPT,
     Evidence,
+    Method,
+    chat_models,
     check_corpus,
+    names_of,
     of_another,
     read_evidence,
 )
@@ -169,8 +172,9 @@ class DescriptionsConfig(TaskMetric):
     writer: Literal["pool", "judge"] = "pool"
     """Whether texts are chosen among short texts, or written by the judge."""
 
-    methods: tuple[str, ...] = Field(default=("max_act", "vocab_proj"), min_length=1)
-    """Explanation methods whose descriptions are evaluated; the first gives the headline."""
+    methods: tuple[Method, ...] = Field(default=("max_act", "vocab_proj"), min_length=1)
+    """Explanation methods whose descriptions are evaluated, by name or with settings as under
+    ``explain``; the first gives the headline."""
 
     num_latents: int = Field(default=100, gt=0)
     """Latents that are drawn."""
@@ -229,13 +233,14 @@ class DescriptionsConfig(TaskMetric):
 
     def check(self, bench: Bench) -> None:
         check_corpus(NAME, bench)
+        names_of(self.methods)
         for method in self.methods:
             read_explainer(method)
         if 0 in self.kl_targets:
             raise BadInput("a KL target of 0 changes nothing.", key="kl_targets", value=0)
 
     def models(self) -> list[str]:
-        return self.judge.models()
+        return [*self.judge.models(), *chat_models(self.methods)]
 
     @torch.no_grad()
     def measure(self, bench: Bench, on_progress: OnProgress) -> dict[str, Measured]:
@@ -288,11 +293,12 @@ class DescriptionsConfig(TaskMetric):
             )
 
         runs: dict[tuple[str, str], _Scores] = {}
-        for method in self.methods:
+        methods = names_of(self.methods)
+        for method in methods:
             own = read.descriptions(name, method)
             runs[method, OWN] = scores(own)
             runs[method, OTHER] = scores(of_another(own, by=self.num_sets))
-        first = self.methods[0]
+        first = methods[0]
         rows = [
             runs[first, which].row(s, reasons, DEFINITIONS[s, which], {**told, "method": first})
             for s in SCORES

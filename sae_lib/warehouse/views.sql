@@ -557,3 +557,201 @@ order by coalesce(side_a.experiment, side_b.experiment), coalesce(side_a.site, s
     name, definition, params;
 comment on macro table compare is
     'compare(a, b): every metric of two variants or SAE ids side by side; difference is b - a, its standard error as if the two were independent (on the same texts the true one is smaller).';
+
+-- Explanations by method: what each scores on each latent, which is best, and what that is worth.
+-- Scores of single latents by the metrics that judge explanations; the larger the better. Of scores
+-- that several methods have on a cell, the one of lowest rank is the main one.
+create table stored.explanation_score_names as
+select * from (values
+    ('detection_balanced_accuracy', 1),
+    ('autointerp_balanced_accuracy', 2),
+    ('fuzzing_balanced_accuracy', 3),
+    ('simulation_pearson', 4),
+    ('surprisal_auc', 5),
+    ('embedding_auc', 6),
+    ('explanation_named', 7),
+    ('explanation_recall', 8),
+    ('explanation_precision', 9),
+    ('input_success', 10),
+    ('output_success', 11),
+    ('input_gap', 12),
+    ('output_logit_rise', 13)
+) as names(name, rank);
+comment on table stored.explanation_score_names is
+    'Scores by which explanations of single latents are compared; the main one is of lowest rank.';
+comment on column stored.explanation_score_names.name is 'Name in latent_scores.';
+comment on column stored.explanation_score_names.rank is
+    'Of the scores that several methods have, the lowest is the main one.';
+
+create view internal.explanation_values as
+select
+    experiment, site, variant, latent, method, name, rank,
+    -- true concepts are not a method but what methods could reach
+    method = 'best_concept' as is_ceiling,
+    avg(value) filter (definition <> 'another_latent') as value,
+    avg(value) filter (definition = 'another_latent') as floor
+from latent_scores join stored.explanation_score_names using (name)
+where method is not null and definition in ('held_out', 'own', 'another_latent')
+group by all;
+
+create view explanation_scores as
+with scores as (
+    select
+        experiment, site, variant, latent, method,
+        any_value(value) filter (name = 'detection_balanced_accuracy')
+            as detection_balanced_accuracy,
+        any_value(value) filter (name = 'autointerp_balanced_accuracy')
+            as autointerp_balanced_accuracy,
+        any_value(value) filter (name = 'fuzzing_balanced_accuracy') as fuzzing_balanced_accuracy,
+        any_value(value) filter (name = 'simulation_pearson') as simulation_pearson,
+        any_value(value) filter (name = 'surprisal_auc') as surprisal_auc,
+        any_value(value) filter (name = 'embedding_auc') as embedding_auc,
+        any_value(value) filter (name = 'explanation_named') as explanation_named,
+        any_value(value) filter (name = 'explanation_recall') as explanation_recall,
+        any_value(value) filter (name = 'explanation_precision') as explanation_precision,
+        any_value(value) filter (name = 'input_success') as input_success,
+        any_value(value) filter (name = 'output_success') as output_success,
+        any_value(value) filter (name = 'input_gap') as input_gap,
+        any_value(value) filter (name = 'output_logit_rise') as output_logit_rise
+    from internal.explanation_values group by all
+)
+select
+    experiment, site, variant, latent, method,
+    if(score_definition = 'no_answer', null, text) as text,
+    if(score_definition = 'no_answer', text, null) as no_answer,
+    scores.* exclude (experiment, site, variant, latent, method)
+from explanations full join scores using (experiment, site, variant, latent, method)
+order by experiment, site, variant, latent, method;
+comment on view explanation_scores is
+    'One row per latent and method: what it says, and each score it has. Texts are of the explanations asset; metrics score explanations that they compute in the same way from fewer tokens.';
+comment on column explanation_scores.text is 'The explanation, where there is one.';
+comment on column explanation_scores.no_answer is 'Why a language model gave none.';
+comment on column explanation_scores.detection_balanced_accuracy is
+    'Does it tell in which held-out windows the latent fires?';
+comment on column explanation_scores.autointerp_balanced_accuracy is
+    'The same of 14 windows at once.';
+comment on column explanation_scores.fuzzing_balanced_accuracy is
+    'Does it tell right highlights from wrong ones?';
+comment on column explanation_scores.simulation_pearson is
+    'Correlation of activations simulated from it with the true ones.';
+comment on column explanation_scores.surprisal_auc is
+    'Does it lower the loss of windows in which the latent fires?';
+comment on column explanation_scores.embedding_auc is
+    'Is it nearer to windows in which the latent fires?';
+comment on column explanation_scores.explanation_named is
+    'Whether it names the true concept of the bundled world, 0 or 1.';
+comment on column explanation_scores.explanation_recall is
+    'Share of the true concept''s words among its keywords.';
+comment on column explanation_scores.explanation_precision is
+    'Share of its keywords that are words of the true concept.';
+comment on column explanation_scores.input_success is
+    'Whether the latent is stronger on texts that fit it, 0 or 1.';
+comment on column explanation_scores.output_success is
+    'How often steered texts of the latent are found among three sets by it.';
+comment on column explanation_scores.input_gap is
+    'By how much the latent is stronger on texts that fit, over its largest activation.';
+comment on column explanation_scores.output_logit_rise is
+    'By how much its keywords'' logits rise above those of all words.';
+
+create view best_explanation as
+with known as (
+    select * from internal.explanation_values where value is not null and not is_ceiling
+), compared as (
+    select *, count(*) over one as num_methods, max(value) over one as best
+    from known window one as (partition by experiment, site, variant, latent, name)
+), cells as (
+    select experiment, site, variant, arg_min(name, rank) as main
+    from compared where num_methods > 1 group by all
+), found as (
+    select
+        experiment, site, variant, latent, name,
+        min(method) filter (value = best) as method,
+        list(method order by method) filter (value = best) as methods,
+        count(*) filter (value = best) as num_tied,
+        any_value(best) as value,
+        max(value) filter (value < best) as runner_up,
+        any_value(num_methods) as num_methods
+    from compared group by all
+)
+select
+    experiment, site, variant, latent, name, coalesce(name = main, false) as is_main,
+    if(num_tied = 1, method, null) as method, methods, found.value, num_tied,
+    case
+        when num_methods = 1 then null
+        when num_tied > 1 then 0.0
+        else found.value - runner_up
+    end as margin,
+    num_methods
+from found left join cells using (experiment, site, variant)
+order by experiment, site, variant, name, latent;
+comment on view best_explanation is
+    'Per latent and score the explanation method that does best. The main score of an SAE is the first of detection, selection, fuzzing, ... that two or more methods have.';
+comment on column best_explanation.name is 'The score by which methods are compared.';
+comment on column best_explanation.is_main is 'Whether that is the main score of the SAE.';
+comment on column best_explanation.method is 'The best method; NULL where several are equally good.';
+comment on column best_explanation.methods is 'All methods that reach the best score.';
+comment on column best_explanation.value is 'The best score.';
+comment on column best_explanation.num_tied is 'How many methods reach it.';
+comment on column best_explanation.margin is
+    'Best score less that of the next method; 0 for ties, NULL where one method alone has a score.';
+comment on column best_explanation.num_methods is 'Methods that have the score on the latent.';
+
+create view explanation_methods as
+with values_ as (
+    select
+        experiment, site, variant, method, name, rank, latent, is_ceiling, value, floor,
+        value - floor as gap,
+        if(list_contains(methods, method) and num_methods > 1, 1.0 / num_tied, 0.0) as wins,
+        coalesce(num_methods > 1, false) and not is_ceiling as is_compared
+    from internal.explanation_values
+    left join (
+        select experiment, site, variant, latent, name, methods, num_tied, num_methods
+        from best_explanation
+    ) using (experiment, site, variant, latent, name)
+), contests as (
+    select experiment, site, variant, name, count(distinct latent) as num_compared
+    from values_ where is_compared group by all
+), said as (
+    select
+        experiment, site, variant, method,
+        count(*) filter (coalesce(score_definition, '') <> 'no_answer') as num_explained,
+        count(*) filter (score_definition = 'no_answer') as num_no_answer
+    from explanations group by all
+), scores as (
+    select
+        experiment, site, variant, method, name, rank, any_value(is_ceiling) as is_ceiling,
+        avg(value) as value, stddev_samp(value) / sqrt(count(value)) as stderr,
+        count(value) as n,
+        avg(floor) as floor, stddev_samp(floor) / sqrt(count(floor)) as floor_stderr,
+        avg(gap) as gap, stddev_samp(gap) / sqrt(count(gap)) as gap_stderr,
+        sum(wins) filter (not is_ceiling) as wins
+    from values_ group by all
+)
+select
+    experiment, site, variant, method, name, is_ceiling, value, stderr, n, floor, floor_stderr,
+    gap, gap_stderr, if(is_ceiling, null, wins / nullif(num_compared, 0)) as share_best,
+    num_compared, num_explained, num_no_answer
+from scores
+left join contests using (experiment, site, variant, name)
+left join said using (experiment, site, variant, method)
+order by experiment, site, variant, rank, value desc nulls last, method;
+comment on view explanation_methods is
+    'Per SAE and explanation method each score: mean over latents, what the explanation of another latent scores (the floor), and on which share of latents the method is best.';
+comment on column explanation_methods.name is 'The score.';
+comment on column explanation_methods.is_ceiling is
+    'Whether this is the true concept of the bundled world, which no method competes with.';
+comment on column explanation_methods.value is 'Mean over the latents that have the score.';
+comment on column explanation_methods.stderr is 'Standard error of that mean; NULL for one latent.';
+comment on column explanation_methods.n is 'Latents that have the score.';
+comment on column explanation_methods.floor is
+    'The same with the explanation of another latent; NULL where that was not scored.';
+comment on column explanation_methods.gap is
+    'Mean of score less floor over latents that have both: what the explanation is worth.';
+comment on column explanation_methods.gap_stderr is 'Its standard error.';
+comment on column explanation_methods.share_best is
+    'Share of compared latents on which it is best, ties divided; these sum to 1 over methods.';
+comment on column explanation_methods.num_compared is
+    'Latents on which two or more methods have the score.';
+comment on column explanation_methods.num_explained is 'Latents that the method explains at all.';
+comment on column explanation_methods.num_no_answer is
+    'Latents about which a language model was asked and gave no usable answer.';

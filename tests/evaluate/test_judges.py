@@ -24,6 +24,7 @@ from sae_lib.evaluate._judges import (
     Sets,
     prompts,
 )
+from sae_lib.llm.pace import Clock
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.language_model import load_model
 
@@ -309,9 +310,10 @@ def says(text, finish="stop"):
 
 
 def judge_at(found, folder=None, pauses=None, **dials):
-    dials = {"model": "m", "api_key_variable": None, "first_pause_s": 1.0} | dials
+    dials = {"model": "m", "api_key_env": None, "first_pause_s": 1.0} | dials
     cfg = OpenAIConfig(base_url=found.url, **dials)
-    return OpenAIJudge(cfg, folder, pause=(pauses if pauses is not None else []).append)
+    pauses = pauses if pauses is not None else []
+    return OpenAIJudge(cfg, folder, clock=Clock(sleep=pauses.append))
 
 
 def test_an_endpoint_is_asked_in_batches_and_each_batch_must_be_whole():
@@ -365,8 +367,8 @@ def test_passing_failures_are_tried_again_after_growing_pauses():
         judge = judge_at(found, pauses=pauses)
         assert judge.select([Asked(DOGS, [PLAIN, OTHER])]) == [[False, True]]
         assert len(found.seen) == 3
-    assert 1.0 <= pauses[0] <= 1.1
-    assert 2.0 <= pauses[1] <= 2.2
+    assert 1.0 <= pauses[0] <= 1.25
+    assert 2.0 <= pauses[1] <= 2.5
 
 
 def test_a_server_that_keeps_failing_ends_it_with_its_own_words():
@@ -398,10 +400,10 @@ def test_no_answer_in_time_is_a_passing_failure():
 
 def test_nobody_listening_is_a_passing_failure_that_is_told():
     judge = OpenAIJudge(
-        OpenAIConfig(base_url="http://127.0.0.1:9/v1", model="m", api_key_variable=None,
+        OpenAIConfig(base_url="http://127.0.0.1:9/v1", model="m", api_key_env=None,
                      num_retries=1),
         None,
-        pause=lambda seconds: None,
+        clock=Clock(sleep=lambda seconds: None),
     )  # fmt: skip
     with pytest.raises(EndpointFailed, match=r"failed 2 times"):
         judge.select([Asked(DOGS, [PLAIN])])
@@ -411,18 +413,18 @@ def test_replies_are_kept_by_what_was_asked_and_the_key_is_not(tmp_path, monkeyp
     monkeypatch.setenv("JUDGE_KEY", "secret-123")
     with endpoint(lambda body, number: says("1")) as found:
         asked = [Asked(DOGS, [PLAIN])]
-        judge = judge_at(found, tmp_path, api_key_variable="JUDGE_KEY")
+        judge = judge_at(found, tmp_path, api_key_env="JUDGE_KEY")
         assert judge.select(asked) == [[True]]
         assert found.headers[0]["Authorization"] == "Bearer secret-123"
-        again = judge_at(found, tmp_path, api_key_variable="JUDGE_KEY")
+        again = judge_at(found, tmp_path, api_key_env="JUDGE_KEY")
         assert again.select(asked) == [[True]]
-        assert (judge.num_requests, again.num_requests) == (1, 0)
+        assert (judge.endpoint.account.sent, again.endpoint.account.sent) == (1, 0)
         warmer = judge_at(found, tmp_path, temperature=0.5)
         warmer.select(asked)
-        assert warmer.num_requests == 1
-        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert warmer.endpoint.account.sent == 1
+        files = list(tmp_path.rglob("*.json"))
         assert len(files) == 2
-        assert not any("secret-123" in path.read_text() for path in files)
+        assert not any("secret-123" in p.read_text() for p in tmp_path.rglob("*") if p.is_file())
         files[0].write_text("damaged")
         files[1].write_text("damaged")
         assert judge_at(found, tmp_path).select(asked) == [[True]]
@@ -430,8 +432,8 @@ def test_replies_are_kept_by_what_was_asked_and_the_key_is_not(tmp_path, monkeyp
 
 def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    with pytest.raises(BadInput, match=r"api_key_variable.*JUDGE_KEY"):
-        OpenAIJudge(OpenAIConfig(model="m", api_key_variable="JUDGE_KEY"), None)
+    with pytest.raises(BadInput, match=r"api_key_env.*JUDGE_KEY"):
+        OpenAIJudge(OpenAIConfig(model="m", api_key_env="JUDGE_KEY"), None)
 
 
 def test_requests_are_bounded_at_a_time_and_in_all():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sae_lib.config import Config
 from sae_lib.errors import NotApplicable
+from sae_lib.llm.quoting import marked_text, running_text
 
 YES = 0.5
 """Scores above this mean yes."""
@@ -51,16 +52,7 @@ class Excerpt(NamedTuple):
     @property
     def marked_text(self) -> str:
         """The same, each run of highlighted tokens between double angle brackets."""
-        parts: list[str] = []
-        marked = (*self.marked, False)
-        for i, token in enumerate(self.tokens):
-            opens = marked[i] and not (i and marked[i - 1])
-            closes = marked[i] and not marked[i + 1]
-            lead = token[: len(token) - len(token.lstrip())]
-            body = token.strip() if marked[i] else token[len(lead) :]
-            lead = lead or (" " if parts and _words_apart(self.tokens) else "")
-            parts.append(f"{lead}{'<<' if opens else ''}{body}{'>>' if closes else ''}")
-        return "".join(parts).replace("\n", "↵").strip()
+        return marked_text(self.tokens, self.marked)
 
 
 class Asked(NamedTuple):
@@ -150,13 +142,7 @@ class JudgeConfig(Config):
 
 def shown(tokens: Sequence[str]) -> str:
     """Tokens as running text; newlines are made visible."""
-    joint = " " if _words_apart(tokens) else ""
-    return joint.join(tokens).replace("\n", "↵").strip()
-
-
-def _words_apart(tokens: Sequence[str]) -> bool:
-    """Whether the tokens are bare words, between which a space is understood."""
-    return not any(token != token.strip() for token in tokens)
+    return running_text(tokens)
 
 
 def _cannot(scorer: str, reason: str) -> NotApplicable:

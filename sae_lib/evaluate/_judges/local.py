@@ -29,6 +29,8 @@ from sae_lib.evaluate._judges.base import (
     Sets,
 )
 from sae_lib.evaluate._judges.prompts import Prompt
+from sae_lib.llm.base import Question
+from sae_lib.llm.local import chat_ids, say, with_bos
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.language_model import LanguageModel, load_model
 
@@ -138,17 +140,10 @@ class LocalJudge(Judge):
 
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The prompt in the tokenizer's chat form, where it has one, up to the reply."""
-        tokenizer = self.model.tokenizer
-        if getattr(tokenizer, "chat_template", None):
-            whole = tokenizer.apply_chat_template(
-                prompt.messages, tokenize=False, add_generation_prompt=True
-            )
-            return self._with_bos(tokenizer(whole, add_special_tokens=False)["input_ids"])
-        return self._with_bos(self._ids(prompt.plain))
+        return chat_ids(self.model, Question.of(prompt.system, prompt.user))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
-        bos = self.model.tokenizer.bos_token_id
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        return with_bos(self.model, ids)
 
     def _ids(self, text: str) -> list[int]:
         return self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -258,10 +253,7 @@ class LocalJudge(Judge):
         return self.model.capture(ids, [site])[site][0, 1:].float().mean(0).cpu()
 
     def _say(self, prompt: Prompt) -> str:
-        ids = self.token_ids(prompt)[-(self.model.info.max_context - 1) :]
-        room = min(self.cfg.max_new_tokens, self.model.info.max_context - len(ids))
-        whole = self.model.generate(torch.tensor([ids]), max_new_tokens=room, greedy=True)
-        return self.model.tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True)
+        return say(self.model, self.token_ids(prompt), self.cfg.max_new_tokens).text
 
 
 def _number(score: float) -> float | None:

@@ -20,19 +20,6 @@ class Prompt(NamedTuple):
     system: str
     user: str
 
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """The two in the form of a chat."""
-        return [
-            {"role": "system", "content": self.system},
-            {"role": "user", "content": self.user},
-        ]
-
-    @property
-    def plain(self) -> str:
-        """The two for a model that knows no chat."""
-        return f"{self.system}\n\n{self.user}\nAnswer:"
-
 
 _ROLE = (
     "You check descriptions of units inside a language model. A unit is active on tokens that have"
