@@ -349,6 +349,15 @@ class Study:
         }
         if stage == "explanations":
             content["explain_tokens"] = self.explain_tokens
+            asked_here = [
+                one.chat.model
+                for one in self.explain
+                if getattr(getattr(one, "chat", None), "kind", None) == "local"
+            ]
+            if asked_here:
+                content["models"] = [
+                    fingerprint(one, relative_to=self.base, memo=self.memo) for one in asked_here
+                ]
         if stage == "applications":
             content["data"] = [self._data_fingerprint(config) for config in self.apply]
         return Identity(stage, f"{slug(site)}-{slug(variant.id)}", content)

@@ -35,11 +35,14 @@ from pydantic import Field
 
 from sae_lib.errors import NotApplicable
 from sae_lib.evaluate._described import (
+    Method,
+    chat_models,
     check_corpus,
     check_is_world,
     concept_truth,
     description_of,
     explainers,
+    names_of,
 )
 from sae_lib.evaluate._latent_windows import ContextCodes, num_contexts_of, read_site
 from sae_lib.evaluate._moments import Estimate
@@ -107,12 +110,13 @@ class ExplanationTruthConfig(TaskMetric):
     name: Literal["explanation_truth"] = "explanation_truth"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Name in experiment files."""
 
-    methods: tuple[str, ...] = Field(
+    methods: tuple[Method, ...] = Field(
         default=("max_act", "pruned_max_act", "vocab_proj", "mut_info", "token_change", "contrast",
                  "ensemble"),
         min_length=1,
     )  # fmt: skip
-    """Explanation methods with their defaults; the first gives the headline."""
+    """Explanation methods, by name or with settings as under ``explain``; the first gives the
+    headline."""
 
     num_words: int = Field(default=10, gt=0)
     """K: keywords of an explanation that count."""
@@ -143,8 +147,12 @@ class ExplanationTruthConfig(TaskMetric):
         check_corpus(NAME, bench)
         if bench.world is None:
             raise NotApplicable(NAME, "only the bundled world knows what is true of its tokens.")
+        names_of(self.methods)
         for method in self.methods:
             read_explainer(method)
+
+    def models(self) -> list[str]:
+        return chat_models(self.methods)
 
     @torch.no_grad()
     def measure(self, bench: Bench, on_progress: OnProgress) -> dict[str, Measured]:
@@ -191,7 +199,8 @@ class ExplanationTruthConfig(TaskMetric):
         matches: Matches,
         inventory: Inventory,
     ) -> Measured:
-        said: dict[str, dict[int, list[str]]] = {method: {} for method in self.methods}
+        names = names_of(self.methods)
+        said: dict[str, dict[int, list[str]]] = {method: {} for method in names}
         for row in explanations:
             said[row.method][row.latent] = list(description_of(row).keywords)
         order = np.random.default_rng(self.seed).permutation(len(matches.latents))
@@ -202,7 +211,7 @@ class ExplanationTruthConfig(TaskMetric):
             return judge(keywords, matches, inventory, self.num_words)
 
         own, others = {}, {}
-        for method in self.methods:
+        for method in names:
             words = [said[method].get(latent, []) for latent in matches.latents]
             own[method] = held(words)
             others[method] = held([words[i] for i in other])
@@ -211,12 +220,12 @@ class ExplanationTruthConfig(TaskMetric):
             sorted(inventory.words[c], key=lambda word: (-inventory.frequency[word], word))
             for c in matches.concepts.tolist()
         ]
-        first = self.methods[0]
+        first = names[0]
         rows = self._scores(own[first], "own", reasons.get(first), method=first)
         rows += self._scores(others[first], "another_latent", reasons.get(first), method=first)
         rows += self._scores(held([frequent] * len(matches.latents)), "frequent_words")
         rows += self._scores(held(best), "concept_words")
-        for method in self.methods:
+        for method in names:
             why = reasons.get(method)
             rows += self._scores(own[method], "own_of_one", why, method=method)
             rows += self._scores(others[method], "another_latent_of_one", why, method=method)
