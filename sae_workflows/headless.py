@@ -40,6 +40,8 @@ KEYS: Mapping[str, Callable[[str], dg.AssetKey]] = {
 }
 """Stages in the order in which they are built, and their assets."""
 
+RUNS = "runs"
+
 OF_CELLS = ("saes", "metrics", "explanations", "applications")
 
 
@@ -173,13 +175,14 @@ def _publish(
     store: Store,
     on_stage: Callable[[str, Work | None], None],
 ) -> StageResult:
-    from sae_lib.warehouse.publish import is_stale
+    from sae_lib.warehouse.publish import is_stale, last_change
 
     page = store.report(study.name)
+    # every run is a row of the table of runs, the one that publishes too
     is_current = (
-        not is_stale(store.warehouse, store.database)
+        not is_stale(store.warehouse, store.database, ignore=[RUNS])
         and page.is_file()
-        and page.stat().st_mtime >= store.database.stat().st_mtime
+        and page.stat().st_mtime_ns >= last_change(store.warehouse, ignore=[RUNS])
     )
     if is_current:
         on_stage(RESULTS, None)

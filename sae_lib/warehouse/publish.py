@@ -78,8 +78,17 @@ def publish(
     return counts
 
 
-def is_stale(root: Path, db: Path) -> bool:
-    """Whether ``db`` is missing, or was built from other files, declarations or views."""
+def last_change(root: Path, *, ignore: Collection[str] = ()) -> int:
+    """When the newest file of any table but those to ``ignore`` was written, in nanoseconds."""
+    changed = (one.modified_ns for one in _sources(root) if one.table not in ignore)
+    return max(changed, default=0)
+
+
+def is_stale(root: Path, db: Path, *, ignore: Collection[str] = ()) -> bool:
+    """Whether ``db`` is missing, or was built from other files, declarations or views.
+
+    What happened to the tables to ``ignore`` does not count.
+    """
     if not db.is_file():
         return True
     try:
@@ -88,7 +97,9 @@ def is_stale(root: Path, db: Path) -> bool:
             built_from = connection.execute("select * from published.internal.source").fetchall()
     except duckdb.Error:
         return True
-    return {Source(*row) for row in built_from} != set(_sources(root))
+    sources = {Source(*row) for row in built_from}, set(_sources(root))
+    before, now = ({one for one in some if one.table not in ignore} for some in sources)
+    return before != now
 
 
 def _sources(root: Path) -> Iterator[Source]:
