@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from assets.claims import identity_of as claims_identity
+from assets.dashboards import identities as dashboards
 from assets.store import EVERYTHING, Store
 from assets.study import Study, Variant
 from sae_lib.artifacts import MANIFEST, Identity
@@ -62,6 +63,9 @@ def states(study: Study, store: Store, stages: Collection[str] | None = None) ->
     for stage, kind in stages_of(study).items():
         for site, variant in study.cells() if wants(stage) else ():
             yield _of_cell(study, store, stage, kind, site, variant)
+    if study.explain and wants("dashboards"):
+        for site, variant, asked in dashboards(study, store):
+            yield _of_rows(study, store, "dashboards", site, variant, asked)
     if wants("frontier"):
         yield _of_rows(study, store, "frontier", EVERYTHING, EVERYTHING, study.frontier)
     if wants("claims"):

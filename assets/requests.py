@@ -27,6 +27,7 @@ Stage = Literal[
     "frontier",
     "explanations",
     "applications",
+    "dashboards",
     "claims",
     "database",
     "study",

@@ -6,6 +6,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from assets.claims import identity_of as claims_identity
+from assets.dashboards import identities as dashboards
 from assets.freshness import stages_of
 from assets.layer_groups import grouped_variants
 from assets.layer_groups import identity_of as groups_identity
@@ -38,6 +39,8 @@ def asked_for(study: Study, store: Store) -> Iterator[Identity]:
                 yield study.measured(stage, site, variant)
         for metrics in study.metric_parts().values():
             yield study.metric_part(metrics, site, variant)
+    if study.explain:
+        yield from (identity for _, _, identity in dashboards(study, store))
     yield study.frontier
     yield claims_identity(study, store)
 

@@ -12,6 +12,7 @@ from assets.activations import activations_asset
 from assets.applications import applications_asset, applications_key
 from assets.claims import claims_asset
 from assets.corpora import tokens_asset
+from assets.dashboards import dashboards_asset
 from assets.explanations import explanations_asset, explanations_key
 from assets.grid import Outline
 from assets.layer_groups import layer_groups_asset
@@ -46,7 +47,7 @@ def family(outline: Outline, load: Callable[[], Study]) -> list[dg.AssetsDefinit
     """The assets of one experiment, in the order of its life."""
     makers = [*FAMILY]
     if outline.explains:
-        makers.append(explanations_asset)
+        makers += [explanations_asset, dashboards_asset]
     if outline.applies:
         makers.append(applications_asset)
     if outline.groups_layers:

@@ -11,6 +11,7 @@ from assets.activations import activations_key
 from assets.applications import applications_key
 from assets.claims import claims_key
 from assets.corpora import tokens_key
+from assets.dashboards import dashboards_key
 from assets.explanations import explanations_key
 from assets.freshness import State, states
 from assets.grid import ranges, rectangle
@@ -36,13 +37,14 @@ KEYS: Mapping[str, Callable[[str], dg.AssetKey]] = {
     "frontier": frontier_key,
     "explanations": explanations_key,
     "applications": applications_key,
+    "dashboards": dashboards_key,
     "claims": claims_key,
 }
 """Stages in the order in which they are built, and their assets."""
 
 RUNS = "runs"
 
-OF_CELLS = ("saes", "metrics", "explanations", "applications")
+OF_CELLS = ("saes", "metrics", "explanations", "applications", "dashboards")
 
 
 class StageResult(NamedTuple):
@@ -70,6 +72,7 @@ def stages(study: Study) -> list[str]:
         "layer_groups": bool(grouped_variants(study)),
         "explanations": bool(study.explain),
         "applications": bool(study.apply),
+        "dashboards": bool(study.explain),
     }
     return [stage for stage in KEYS if has.get(stage, True)]
 

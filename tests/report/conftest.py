@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from sae_lib.report.dashboard import Dashboard, dashboard
 from sae_lib.warehouse.publish import publish
 from sae_lib.warehouse.rows import (
     ApplicationRow,
@@ -19,6 +20,7 @@ from sae_lib.warehouse.rows import (
     SelectionRow,
 )
 from sae_lib.warehouse.write import Provenance, write_rows
+from tests.report.synthetic_latents import Synthetic
 
 HOSTILE = "</script><script>alert(1)</script>"
 NOW = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
@@ -331,3 +333,9 @@ def build_study(tmp_path: Path) -> Any:
         return build(root, db, without=without, num_sites=1, num_variants=1)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wide_page(tmp_path_factory: pytest.TempPathFactory) -> Dashboard:
+    """The dashboard of 16,384 latents with all default examples."""
+    return dashboard(Synthetic(16384), tmp_path_factory.mktemp("wide") / "page.html")
