@@ -263,6 +263,8 @@ def _joined(study: Study, store: Store, site: str, variant: Variant) -> Tables:
         store.artifacts.path(study.metric_part(metrics, site, variant))
         for metrics in study.metric_parts().values()
     ]
+    if not folders:  # an experiment that measures nothing
+        return {name: () for name in FILES}
     return {
         name: pl.concat([pl.read_parquet(folder / f"{name}.parquet") for folder in folders])
         for name in FILES
