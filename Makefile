@@ -6,7 +6,7 @@ SAEBENCH := .venv-saebench
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check ui format bench bench-peers agreement clean
+.PHONY: help install demo test check ui format bench bench-peers agreement chaos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,9 +68,15 @@ bench: $(STAMP) $(PEERS)/.installed  ## measure the claims that docs/benchmarks.
 	$(BIN)/python -m benchmarks.harvest
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.many_saes
+	$(BIN)/python -m benchmarks.overhead --experiment world-demo
+	$(BIN)/python -m benchmarks.graph
+	$(BIN)/python -m benchmarks.latents
 	$(BIN)/python -m benchmarks.training --kind topk batch_topk --d-sae 2048 8192 --fvu-steps 400
 	$(BIN)/python -m benchmarks.training --kind topk batch_topk --d-sae 32768 131072 --pairs \
 		--rounds 3 --steps 1 --rows 16384
+
+chaos: $(STAMP)  ## kill things at random for half an hour and look what is left
+	$(BIN)/python -m tests.stress.chaos --minutes 30
 
 clean:  ## delete the environment and every result
 	rm -rf $(VENV) $(PEERS) $(SAEBENCH) .sae
