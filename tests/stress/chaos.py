@@ -54,6 +54,10 @@ RUNS_BETWEEN_KILLS = (0.7, 2.5)
 before it could have ended on an idle machine, this would test patience."""
 
 
+WEIGHTS = {"worker": 7, "daemon": 2, "server": 1}
+"""How often each is killed, where all are there."""
+
+
 class Verdict(NamedTuple):
     """What the end looked like."""
 
@@ -157,9 +161,8 @@ def kill_something(home: Path, keeper: Keeper, rng: random.Random) -> str:
     """SIGKILL to a run's process, the daemon, or the server; what it was."""
     processes = {"worker": workers(home), "daemon": children(keeper.ui.process.pid, "._daemon")}
     processes["server"] = [keeper.ui.process.pid]
-    what = rng.choices(["worker", "daemon", "server"], [7, 2, 1])[0]
-    if not processes[what]:
-        return "nothing"
+    there = {what: weight for what, weight in WEIGHTS.items() if processes[what]}
+    what = rng.choices(list(there), list(there.values()))[0]
     with suppress(ProcessLookupError):
         os.kill(rng.choice(processes[what]), signal.SIGKILL)
     return what
