@@ -1,6 +1,7 @@
 """Which part of an experiment a command is about: stages, in the graph's own words, and cells."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -85,8 +86,10 @@ def selected_stages(
 
     full = WORD.sub(spelled_out, text)
     try:
-        selection = dg.AssetSelection.from_string(full)
-        found = selection.resolve(definitions.resolve_asset_graph())
+        with warnings.catch_warnings():  # `not` is built on something that is beta
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            selection = dg.AssetSelection.from_string(full)
+            found = selection.resolve(definitions.resolve_asset_graph())
     except Exception as error:  # the orchestrator raises several kinds
         raise BadInput(
             "this is no selection. Say for example metrics, 'metrics+' (and what is made from "
