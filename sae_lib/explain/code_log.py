@@ -37,8 +37,8 @@ class CodeLog:
             self.is_whole = False
             self.close()
             return
-        self._keys.write(memoryview((rows[hits.token] * self.d_sae + hits.latent).numpy()))
-        self._values.write(memoryview(hits.value.numpy()))
+        self._keys.write(memoryview((rows[hits.token] * self.d_sae + hits.latent).numpy()))  # pyright: ignore[reportArgumentType]  (arrays are buffers)
+        self._values.write(memoryview(hits.value.numpy()))  # pyright: ignore[reportArgumentType]  (arrays are buffers)
 
     def look_up(
         self, latents: Int64[Tensor, " places"], rows: Int64[Tensor, "places width"]
