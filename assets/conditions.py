@@ -66,7 +66,7 @@ def counting(
     """
     try:
         yield
-    except Exception:
+    except Exception:  # whatever it is: it is raised again
         for partition in done():
             context.log_event(
                 dg.AssetMaterialization(
@@ -87,7 +87,7 @@ def explained() -> Iterator[None]:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     except (ConnectionError, TimeoutError):
         raise
-    except Exception as error:
+    except Exception as error:  # a fault of ours too: it fails at once, with its cause
         number = error.errno if isinstance(error, OSError) else None
         if number in PASSING:
             raise

@@ -19,6 +19,7 @@ from dagster._core.storage.tags import (
 )
 
 from assets.store import Store
+from assets.temporary import process_exists
 from sae_lib.config import digest
 
 MOST_RUNS = 2000
@@ -175,12 +176,8 @@ def _pid_in(message: str) -> int | None:
 
 def _is_alive(pid: int, since: float) -> bool:
     """Whether ``pid`` runs, and has run from before ``since``: numbers of processes come again."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    if not process_exists(pid):
         return False
-    except PermissionError:
-        return True
     status = Path(f"/proc/{pid}/stat")
     try:
         fields = status.read_text().rpartition(")")[2].split()

@@ -39,13 +39,20 @@ def _writer(name: str) -> int | None:
     return int(number) if number.isdigit() else None
 
 
-def _is_running(pid: int, file: Path) -> bool:
+def process_exists(pid: int) -> bool:
+    """Whether some process of this machine has the number ``pid`` now."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
+    return True
+
+
+def _is_running(pid: int, file: Path) -> bool:
+    if not process_exists(pid):
+        return False
     # a number that came again belongs to a process that did not write this
     return time.time() - file.stat().st_mtime < GRACE_SECONDS
 
