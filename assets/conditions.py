@@ -21,6 +21,9 @@ PASSING = (EAGAIN, EBUSY, EINTR, EIO, ESTALE)
 
 FULL = (ENOSPC, EDQUOT)
 
+INTERRUPTS = (KeyboardInterrupt, dg.DagsterExecutionInterruptedError)
+"""What Ctrl-C and a stopped run raise in a step; a step with a retry policy would begin again."""
+
 ON_CHANGE = "on_change"
 NEVER = "never"
 
@@ -66,7 +69,7 @@ def counting(
     """
     try:
         yield
-    except Exception:  # whatever it is: it is raised again
+    except (Exception, *INTERRUPTS):  # whatever it is: it is raised again
         for partition in done():
             context.log_event(
                 dg.AssetMaterialization(
@@ -81,6 +84,8 @@ def explained() -> Iterator[None]:
     """Let a step fail with the reason alone, and without retries where they cannot help."""
     try:
         yield
+    except INTERRUPTS as error:  # who stops a run does not want it tried again
+        raise dg.Failure(description="stopped by request", allow_retries=False) from error
     except SaeError as error:
         if error.is_transient:
             raise

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import dagster as dg
 from dagster._core.storage.tags import (
@@ -20,6 +20,7 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
 )
 
+from assets.conditions import INTERRUPTS
 from assets.reports import DATABASE
 from assets.runs import BY_COMMAND, fail_dead_runs
 from assets.study import Study
@@ -32,6 +33,8 @@ from sae_workflows.home import dagster_home, outline_of, outlines, study_at
 Range = tuple[str, str]
 Execute = Callable[[Sequence[dg.AssetKey], Sequence[Range]], None]
 """Runs some assets: on the whole, or once for each range of partitions."""
+
+Found = TypeVar("Found", bound=BaseException)
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -174,9 +177,11 @@ def execute(
                 run_config=QUIET,
                 raise_on_error=True,
             )
-    except dg.DagsterExecutionInterruptedError as error:  # its handler of Ctrl-C raises this
+    except dg.DagsterExecutionInterruptedError as error:  # Ctrl-C between two steps
         raise KeyboardInterrupt from error
     except Exception as error:  # the orchestrator wraps what a step raises, in several ways
+        if _in_chain(error, INTERRUPTS) is not None:
+            raise KeyboardInterrupt from error
         cause = users_error(error)
         if cause is None:
             raise
@@ -185,9 +190,16 @@ def execute(
 
 def users_error(error: BaseException | None) -> SaeError | None:
     """The `SaeError` at the bottom of what the orchestrator raised, if there is one."""
+    return _in_chain(error, SaeError)
+
+
+def _in_chain(
+    error: BaseException | None, kinds: type[Found] | tuple[type[Found], ...]
+) -> Found | None:
+    """The first error of these kinds among ``error`` and what it was raised from."""
     seen: set[int] = set()  # the chain may run in a circle
     while error is not None and id(error) not in seen:
-        if isinstance(error, SaeError):
+        if isinstance(error, kinds):
             return error
         seen.add(id(error))
         error = error.__cause__ or error.__context__

@@ -18,7 +18,7 @@ from sae_lib.warehouse.rows import LatentRow, Measurement
 from sae_lib.warehouse.write import Provenance, write_rows
 
 
-def tries(error: Exception) -> tuple[int, str]:
+def tries(error: BaseException) -> tuple[int, str]:
     """How often a step is tried that always raises ``error``, and what the run says."""
     count = 0
 
@@ -44,6 +44,11 @@ def test_only_what_may_go_away_is_tried_again():
     assert tries(BadInput("no such key", key="k"))[0] == 1
     assert tries(FileNotFoundError("weights"))[0] == 1
     assert tries(ZeroDivisionError("a fault of ours")) == (1, "ZeroDivisionError: a fault of ours")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), dg.DagsterExecutionInterruptedError()])
+def test_a_step_that_is_stopped_is_not_tried_again(stop: BaseException):
+    assert tries(stop) == (1, "stopped by request")
 
 
 def test_a_full_disk_says_so_and_is_not_tried_again():
