@@ -7,7 +7,8 @@
 
 - *cost*: four TopK SAEs of 2,048 latents read one site of the bundled model. The pass with every
   statistic, and the whole of `explain_site` with rows of examples and pairs, beside a harvest of
-  the same site to disk. They take turns in one process. Which latents fire together is counted on
+  the same site to disk, and beside the model and the encoders' matrix products alone, in float32.
+  They take turns in one process. Which latents fire together is counted on
   the share of tokens that there would be with --goal tokens. Filling the lists of strongest places
   costs the more per token the fewer tokens there are.
 - *memory*: largest resident set of a fresh process that explains a TopK SAE of 131,072 latents.
@@ -40,7 +41,7 @@ from sae_lib.activations.tokens import Tokens, TokenSplit, build_tokens
 from sae_lib.explain.code_log import CodeLog
 from sae_lib.explain.examples import ExamplesConfig
 from sae_lib.explain.max_act import MaxActConfig
-from sae_lib.explain.run import explain_site, measure, read_contexts
+from sae_lib.explain.run import explain_site, read_all, read_contexts
 from sae_lib.explain.statistics import LatentStatistics
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.inspect import BUNDLED
@@ -84,13 +85,30 @@ def one_pass(
         for name, coder in coders.items()
     }
     logs = {name: CodeLog(coder.d_sae, 2**33) for name, coder in coders.items()}
-    everything = torch.arange(num_contexts)
-    for batch in read_contexts(model, split, site, everything, BATCH_CONTEXTS):
-        for name, coder in coders.items():
-            measure(found[name], coder, batch, apart=shown.apart, log=logs[name])
+    batches = read_contexts(model, split, site, torch.arange(num_contexts), BATCH_CONTEXTS)
+    read_all(batches, coders, found, logs, apart=shown.apart)
     for log in logs.values():
         log.close()
     return found
+
+
+def products(
+    model: LanguageModel,
+    split: TokenSplit,
+    site: str,
+    coders: dict[str, SparseCoder[Any]],
+    num_contexts: int,
+) -> None:
+    """What no pass can do without: the model, and each encoder's product with what it holds."""
+    everything = torch.arange(num_contexts)
+    room = {name: torch.empty(2**20 // coder.d_sae, coder.d_sae) for name, coder in coders.items()}
+    with torch.no_grad():
+        for batch in read_contexts(model, split, site, everything, BATCH_CONTEXTS):
+            x = batch.x[batch.keep]
+            for name, coder in coders.items():
+                for part in x.split(len(room[name])):
+                    out = room[name][: len(part)]
+                    torch.addmm(coder.b_enc, part, coder.W_enc.T, out=out)
 
 
 def clock(work: Callable[[], Any]) -> tuple[float, float]:
@@ -128,6 +146,7 @@ def measure_cost(args: argparse.Namespace) -> dict[str, Any]:
 
         contenders: dict[str, Callable[[], Any]] = {
             "harvest": store,
+            "products": lambda: products(model, split, args.site, coders, num),
             "pass": lambda: one_pass(model, split, args.site, coders, shown, num),
             "whole": lambda: whole(num),
         }

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sae_lib.saes._products import ragged_pattern, row_dots
@@ -99,8 +99,8 @@ def _of_top_k(coder: TopK, x: Float[Tensor, "tokens d_in"]) -> Hits:
         bound = _bound(pre, k)
         error[own] += (_ROUNDOFF * bound.abs()) if is_rounded else 0.0
         bound = torch.maximum(bound - 2 * error[own], -error[own])
-        torch.ge(pre, bound[:, None], out=passes)
-        flat = torch.from_numpy(np.flatnonzero(passes.numpy()))
+        np.greater_equal(pre.numpy(), bound[:, None].numpy(), out=passes.numpy())
+        flat = _places(passes)
         token = flat // coder.d_sae
         tokens.append(token + first)
         latents.append(flat - token * coder.d_sae)
@@ -120,6 +120,17 @@ def _bound(pre: Float[Tensor, "rows d_sae"], k: int) -> Float[Tensor, " rows"]:
     maxima = pre[:, : _CHUNK * num_chunks].unflatten(1, (_CHUNK, num_chunks)).amax(1)
     at = num_chunks - k
     return torch.from_numpy(np.partition(maxima.numpy(), at, axis=1)[:, at].copy())
+
+
+def _places(passes: Bool[Tensor, "rows d_sae"]) -> Int64[Tensor, " places"]:
+    """Where few flags are set, as places in the flat matrix; eight flags are looked at at once."""
+    flags = passes.numpy().reshape(-1)
+    if len(flags) % 8:
+        return torch.from_numpy(np.flatnonzero(flags))
+    eights = flags.view(np.uint64)
+    which = np.flatnonzero(eights != 0)
+    inside = np.flatnonzero(eights[which].view(np.bool_))
+    return torch.from_numpy(which[inside >> 3] * 8 + (inside & 7))
 
 
 def _trimmed(hits: Hits, num_rows: int, k: int) -> Hits:

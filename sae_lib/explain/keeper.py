@@ -6,6 +6,7 @@ without replacement, which ones depends neither on their order nor on how they w
 and two halves merged are exactly the whole.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -15,6 +16,9 @@ LAST_ROW = 2**32 - 1
 
 _CHUNK_KEYS = 2**21
 """Keys that are laid out densely at a time: 16 MiB."""
+
+_MAX_CELLS = 2**21
+"""Cells up to which each has a place of its own where the best of each is looked for: 16 MiB."""
 
 _MULTIPLIERS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit constants of splitmix64, as signed integers."""
@@ -94,9 +98,28 @@ def by_cell(
     cells: Int64[Tensor, " entries"], keys: Int64[Tensor, " entries"]
 ) -> tuple[Int64[Tensor, " entries"], Int64[Tensor, " entries"]]:
     """Both, ordered by cell and then by the larger key."""
-    order = keys.argsort(descending=True)
-    order = order[cells[order].argsort(stable=True)]
-    return cells[order], keys[order]
+    key, cell = keys.numpy(), cells.numpy()
+    order = np.argsort(key)[::-1]
+    # place in that order, within its cell: one integer, and sorting those is the quickest
+    both = cell[order] * np.int64(len(key)) + np.arange(len(key))
+    both.sort()
+    order = order[both % max(1, len(key))]
+    return torch.from_numpy(cell[order]), torch.from_numpy(key[order])
+
+
+def best_of_cells(
+    cells: Int64[Tensor, " entries"], keys: Int64[Tensor, " entries"], num_cells: int
+) -> tuple[Int64[Tensor, " some"], Int64[Tensor, " some"]]:
+    """The cells that have entries, ascending, and the largest key of each."""
+    if num_cells > _MAX_CELLS:
+        cells, keys = by_cell(cells, keys)
+        first = torch.ones(len(cells), dtype=torch.bool)
+        first[1:] = cells[1:] != cells[:-1]
+        return cells[first], keys[first]
+    best = np.zeros(num_cells, dtype=np.int64)
+    np.maximum.at(best, cells.numpy(), keys.numpy())
+    some = np.flatnonzero(best != 0)
+    return torch.from_numpy(some), torch.from_numpy(best[some])
 
 
 def largest(keys: Int64[Tensor, "cells many"], k: int) -> Int64[Tensor, "cells k"]:

@@ -5,8 +5,10 @@ the codes on disk (`code_log`). Of them the stretches of text that are shown get
 each of their tokens. Where the codes take too much room, the model reads those stretches again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -102,12 +104,14 @@ def explain_site(
             name: stack.enter_context(CodeLog(coder.d_sae, _LOG_BYTES // len(coders)))
             for name, coder in coders.items()
         }
-        done = 0
-        for batch in read_contexts(model, split, site, torch.arange(num_contexts), batch_contexts):
-            for name, coder in coders.items():
-                measure(statistics[name], coder, batch, apart=shown.apart, log=logs[name])
-            done += len(batch.rows)
-            on_progress(done, total)
+        read_all(
+            read_contexts(model, split, site, torch.arange(num_contexts), batch_contexts),
+            coders,
+            statistics,
+            logs,
+            apart=shown.apart,
+            on_progress=lambda done: on_progress(done, total),
+        )
         explained = {}
         for number, (name, coder) in enumerate(coders.items(), start=1):
             measured = statistics[name]
@@ -155,26 +159,56 @@ def read_contexts(
         )
 
 
-def measure(
-    statistics: LatentStatistics,
-    coder: SparseCoder[Any],
-    batch: Contexts,
+def read_all(
+    batches: Iterable[Contexts],
+    coders: Mapping[str, SparseCoder[Any]],
+    statistics: Mapping[str, LatentStatistics],
+    logs: Mapping[str, CodeLog],
     *,
     apart: str,
-    log: CodeLog | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Add the kept tokens of ``batch`` to ``statistics``, and their codes to ``log``.
+    """Add the kept tokens of ``batches`` to ``statistics``, and their codes to ``logs``.
 
     Unless places may repeat a document (``apart`` is "buffer"), those of one document within one
-    context contend for one candidate.
+    context contend for one candidate. Coders are read side by side, a thread for each as far as
+    there are any: counting is many small steps, which several threads do no faster.
     """
-    for part, hits in _codes(coder, batch):
-        rows, document = part.rows[part.keep], part.document[part.keep]
-        context = rows // part.rows.shape[1]
-        segments = rows if apart == "buffer" else context * 2**32 + document
-        statistics.update_hits(hits, rows, part.token_ids[part.keep], segments)
-        if log is not None:
-            log.add(hits, rows)
+
+    def read(name: str, batch: Contexts) -> None:
+        for part, hits in _codes(coders[name], batch):
+            _count(statistics[name], part, hits, apart, logs[name])
+
+    done = 0
+    with _side_by_side(len(coders)) as for_each:
+        for batch in batches:
+            for_each(partial(read, batch=batch), coders)
+            done += len(batch.rows)
+            on_progress(done)
+
+
+@contextmanager
+def _side_by_side(num: int) -> Iterator[Callable[[Callable[[str], None], Iterable[str]], None]]:
+    """Do something for each of ``num`` names, in threads that share the threads of torch."""
+    threads = torch.get_num_threads()
+    workers = min(num, threads)
+    if workers < 2:
+        yield lambda work, names: [work(name) for name in names] and None
+        return
+    share = partial(torch.set_num_threads, max(1, threads // workers))  # of the calling thread
+    with ThreadPoolExecutor(workers, initializer=share) as pool:
+        yield lambda work, names: [*pool.map(work, names)] and None
+    torch.set_num_threads(threads)  # what threads that are begun later take over
+
+
+def _count(
+    statistics: LatentStatistics, part: Contexts, hits: Hits, apart: str, log: CodeLog
+) -> None:
+    rows, document = part.rows[part.keep], part.document[part.keep]
+    context = rows // part.rows.shape[1]
+    segments = rows if apart == "buffer" else context * 2**32 + document
+    statistics.update_hits(hits, rows, part.token_ids[part.keep], segments)
+    log.add(hits, rows)
 
 
 def _codes(coder: SparseCoder[Any], batch: Contexts) -> Iterator[tuple[Contexts, Hits]]:

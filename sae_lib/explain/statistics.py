@@ -21,7 +21,7 @@ from sae_lib.errors import BadInput
 from sae_lib.explain.codes import Hits, hits_in
 from sae_lib.explain.cofiring import PairCounts
 from sae_lib.explain.histogram import Histogram, bucket_of
-from sae_lib.explain.keeper import LAST_ROW, Keeper, by_cell, pack, rows_of
+from sae_lib.explain.keeper import LAST_ROW, Keeper, best_of_cells, pack, rows_of
 from sae_lib.explain.near_miss import POOL, SilentPool
 from sae_lib.explain.quantiles import Intervals, Reservoirs
 from sae_lib.explain.tally import TokenTally
@@ -209,10 +209,9 @@ class LatentStatistics:
         # positive floats sort like their bits; the earlier row has the larger remainder
         keys = pack(hits.value[some].view(torch.int32).long(), rows[where])
         num_units = int(units[-1]) + 1
-        cells, keys = by_cell(latents * num_units + units[where], keys)
-        first = torch.ones(len(cells), dtype=torch.bool)
-        first[1:] = cells[1:] != cells[:-1]
-        self._strongest.offer(cells[first] // num_units, keys[first])
+        cells = latents * num_units + units[where]
+        cells, keys = best_of_cells(cells, keys, self.d_sae * num_units)
+        self._strongest.offer(cells // num_units, keys)
 
 
 def _activation_of(keys: Int[Tensor, "*any"]) -> Float[Tensor, "*any"]:
