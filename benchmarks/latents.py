@@ -14,7 +14,8 @@
 - *memory*: largest resident set of a fresh process that explains a TopK SAE of 131,072 latents.
 - *peer*: the ten strongest examples of every latent of one SAE, beside EleutherAI's delphi, which
   runs in an environment of its own (`pip install eai-delphi`; see `latents_peer.py`): its cache
-  of the same codes, its files, and its reader of examples. Importing is outside of the clock.
+  of the same codes, its files, and its reader of examples. They take turns; importing is outside
+  of the clock.
 
 SAEs have random weights: codes are as many as of trained ones, and statistics cost the same.
 """
@@ -55,7 +56,7 @@ BATCH_CONTEXTS = 32
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[LanguageModel, TokenSplit]:
     torch.set_num_threads(args.threads)
     model = load_model(ModelConfig(id="world"))
-    corpus = CorpusConfig(id="world", tokens=args.tokens, eval_tokens=128)
+    corpus = CorpusConfig(id="world", tokens=args.tokens, eval_tokens=max(128, args.tokens // 50))
     build_tokens(corpus, model.tokenizer, model.info, folder / "tokens")
     return model, Tokens.open(folder / "tokens").split("train")
 
@@ -228,30 +229,46 @@ def measure_peer(args: argparse.Namespace) -> dict[str, Any]:
         command = [
             args.peer_python, str(Path(__file__).with_name("latents_peer.py")),
             str(BUNDLED / "world"), str(folder / "given.safetensors"), layer, str(args.k),
-            str(BATCH_CONTEXTS), str(args.threads), str(args.rounds),
+            str(BATCH_CONTEXTS), str(args.threads),
         ]  # fmt: skip
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-        theirs = json.loads(done.stdout.splitlines()[-1])
         methods = [MaxActConfig(examples=ExamplesConfig(radius=16, buffer=16).bare())]
-        ours = []
-        for number in range(args.rounds + 1):
-            seconds = clock(
-                lambda: explain_site(
-                    model, split, args.site, coders, methods, batch_contexts=BATCH_CONTEXTS
+        ours, theirs, answer = [], [], {}
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as peer:
+            for number in range(args.rounds + 1):
+                own = clock(
+                    lambda: explain_site(
+                        model, split, args.site, coders, methods, batch_contexts=BATCH_CONTEXTS
+                    )
                 )
-            )
-            if number:
-                ours.append(seconds)
-    found = {"what": "peer", "ours": ours, **theirs}
+                answer = ask(peer)
+                if number:  # the first warms up
+                    ours.append(own)
+                    theirs.append(tuple(answer["seconds"]))
+            assert peer.stdin is not None
+            peer.stdin.close()
+    found = {"what": "peer", "ours": ours, "theirs": theirs, "versions": answer["versions"]}
     for i, kind in enumerate(("wall clock", "CPU time")):
         own = statistics.median(column[i] for column in ours)
-        their = statistics.median(column[i] for column in theirs["seconds"])
+        their = statistics.median(column[i] for column in theirs)
+        ratios = [b[i] / a[i] for a, b in zip(ours, theirs, strict=True)]
         write(
             f"ten strongest examples of {args.d_sae} latents by {kind}: {own:.1f} s, delphi "
-            f"{theirs['versions']['eai-delphi']} {their:.1f} s, {their / own:.2f} times as long "
-            f"({theirs['latents']} latents had enough examples for it)"
+            f"{answer['versions']['eai-delphi']} {their:.1f} s, {statistics.median(ratios):.2f} "
+            f"times as long ({', '.join(f'{ratio:.2f}' for ratio in ratios)}; torch "
+            f"{answer['versions']['torch']}; {answer['latents']} latents had enough examples)"
         )
     return found
+
+
+def ask(peer: subprocess.Popen[str]) -> dict[str, Any]:
+    """One round of the peer."""
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    peer.stdin.write("go\n")
+    peer.stdin.flush()
+    return json.loads(peer.stdout.readline())
 
 
 def write(line: str) -> None:

@@ -1,10 +1,11 @@
 """The strongest examples of every latent by EleutherAI's delphi, in an environment of its own.
 
-    python benchmarks/latents_peer.py MODEL GIVEN.safetensors LAYER K BATCH THREADS ROUNDS
+    python benchmarks/latents_peer.py MODEL GIVEN.safetensors LAYER K BATCH THREADS
 
 MODEL is a folder of Llama form, GIVEN holds ``tokens`` and the weights of a TopK SAE. Imports
-nothing of this library. Prints one JSON object: wall and CPU seconds of each round, in which codes
-are cached, written in delphi's files, and read again as ten strongest windows per latent.
+nothing of this library. For each line that it reads it runs one round, in which codes are cached,
+written in delphi's files, and read again as ten strongest windows per latent, and prints a JSON
+object with the wall and CPU seconds of it.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ def encoder_of(weights: dict[str, torch.Tensor], k: int) -> Any:
 
 @torch.no_grad()
 def main() -> None:
-    folder, given, layer, k, batch, threads, rounds = sys.argv[1:]
+    folder, given, layer, k, batch, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     with contextlib.redirect_stdout(sys.stderr):  # libraries like to print
         from delphi.config import (  # pyright: ignore[reportMissingImports]
@@ -58,8 +59,8 @@ def main() -> None:
         encode = encoder_of(weights, int(k))
         sampling = SamplerConfig(n_examples_train=10, n_examples_test=0, train_type="top")
         making = ConstructorConfig(min_examples=1, n_non_activating=0)
-        seconds, latents = [], 0
-        for number in range(int(rounds) + 1):
+
+        def one_round() -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as temporary:
                 raw = Path(temporary) / "latents"
                 at = time.perf_counter(), time.process_time()
@@ -70,16 +71,16 @@ def main() -> None:
                 (raw / place / "config.json").write_text(json.dumps(config))
                 data = LatentDataset(raw, sampling, making, tokenizer=tokenizer)
                 found = [record for record in data if record is not None]
-                if number:  # the first warms up
-                    seconds.append((time.perf_counter() - at[0], time.process_time() - at[1]))
-                latents = sum(bool(record.train) for record in found)
+                seconds = (time.perf_counter() - at[0], time.process_time() - at[1])
+                return {"seconds": seconds, "latents": sum(bool(one.train) for one in found)}
+
     names = ("eai-delphi", "torch", "transformers")
-    answer = {
-        "seconds": seconds,
-        "latents": latents,
-        "versions": {name: version(name) for name in names},
-    }
-    sys.stdout.write(json.dumps(answer) + "\n")
+    versions = {name: version(name) for name in names}
+    for _ in sys.stdin:
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = one_round()
+        sys.stdout.write(json.dumps({**answer, "versions": versions}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lib.apply.probes import fit, top_columns
-from sae_lib.evaluate.absorption import absorption
+from sae_lib.evaluate._absorbed_letters import absorption
 from sae_lib.evaluate.base import EvalBatch, EvalContext, StreamingMetric
 from sae_lib.evaluate.reconstruction import ReconstructionConfig
 from sae_lib.evaluate.sparsity import SparsityConfig

@@ -27,10 +27,8 @@ Source: Farrell et al. 2024; Karvonen et al. 2025 (SAEBench), section 4 and appe
 Differs from SAEBench: the unit above, `chosen_on_half`, baselines, and the completion form.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import permutations
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,10 +37,11 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from sae_lib.activations.task_tables import Row, TableConfig, table_files, table_rows
-from sae_lib.errors import BadInput, NotApplicable
-from sae_lib.evaluate import _prompts
+from sae_lib.activations.task_tables import TableConfig, table_files, table_rows
+from sae_lib.errors import NotApplicable
+from sae_lib.evaluate._clamped_latents import Clamps, Setting, frequencies, select_latents
 from sae_lib.evaluate._moments import Estimate
+from sae_lib.evaluate._unlearning_questions import Asked, Form, halves, known, read_questions
 from sae_lib.evaluate.base import Definition, register
 from sae_lib.evaluate.bench import Bench, Measured, OnProgress, TaskMetric
 from sae_lib.evaluate.reader import TextActivations
@@ -51,22 +50,11 @@ from sae_lib.saes.base import SparseCoder
 from sae_lib.warehouse.rows import Measurement
 
 Unit = Literal["decoder_norm", "mean_on"]
-Form = Literal["letter", "completion"]
 
-LETTERS = "ABCDEFGH"
 FEWEST_QUESTIONS = 4
 """Questions of each side without which there is no score."""
 
 WORLD_CORPORA = ("world:unlearning-forget", "world:unlearning-retain")
-WORLD_QUESTIONS = "world:unlearning-questions"
-WORLD_PROMPTS: dict[Form, str] = {
-    "completion": "question : {question} answer :",
-    "letter": "question : {question} {options} answer : (",
-}
-PROMPTS: dict[Form, str] = {
-    "completion": "Question: {question}\nAnswer:",
-    "letter": "{question}\n{options}\nAnswer: (",
-}
 
 HOW = {
     "best_of_grid": "the best of all settings, on the questions it is chosen on",
@@ -116,25 +104,6 @@ KNOWN = Definition(
 )
 
 
-def select_latents(
-    forget: Float[Tensor, " d_sae"], retain: Float[Tensor, " d_sae"], threshold: float, num: int
-) -> list[int]:
-    """The ``num`` latents most often on in ``forget``, of those below ``threshold`` in ``retain``.
-
-    Latents that are never on there are not selected; of equal ones the first comes first.
-    """
-    allowed = torch.where(retain < threshold, forget, 0.0)
-    order = allowed.sort(descending=True, stable=True).indices
-    return [int(i) for i in order[:num] if allowed[i] > 0]
-
-
-def clamped(
-    z: Float[Tensor, "*batch latents"], value: Float[Tensor, " latents"]
-) -> Float[Tensor, "*batch latents"]:
-    """``z`` with minus ``value`` wherever a latent is on; selected latents only."""
-    return torch.where(z > 0, -value.to(z), z)
-
-
 def qualifying(
     forget: Sequence[float], retain: Sequence[float], lowest: float = 0.99
 ) -> int | None:
@@ -149,47 +118,6 @@ def unlearning_score(
     """1 - the lowest accuracy on forget of a setting that harms retain little; else 0."""
     best = qualifying(forget, retain, lowest)
     return 0.0 if best is None else 1 - forget[best]
-
-
-class Frequencies(NamedTuple):
-    """How often latents are on in a corpus."""
-
-    share: Float[Tensor, " d_sae"]
-    """Of the tokens; float64."""
-    mean_on: Float[Tensor, " d_sae"]
-    """Mean over the tokens on which a latent is on; 0 where it never is."""
-
-
-@torch.no_grad()
-def frequencies(coder: SparseCoder[Any], found: TextActivations) -> Frequencies:
-    """Statistics of all latents, a chunk of tokens at a time."""
-    on = torch.zeros(coder.d_sae, dtype=torch.float64)
-    total = torch.zeros(coder.d_sae, dtype=torch.float64)
-    for _, rows in found.chunks(coder.d_sae):
-        z = coder.encode(found.x[rows].to(coder.W_dec.device))
-        on += (z > 0).sum(0).double().cpu()
-        total += z.clamp_min(0).sum(0, dtype=torch.float64).cpu()
-    return Frequencies(on / len(found.x), total / on.clamp_min(1))
-
-
-class Question(NamedTuple):
-    """A question with options."""
-
-    text: str
-    choices: tuple[str, ...]
-    answer: int
-    is_forget: bool
-    group: str
-    """What it is about: questions of one group are in one half."""
-
-
-class Setting(NamedTuple):
-    """One intervention of a grid."""
-
-    threshold: float | None
-    num_latents: int | None
-    multiplier: float
-    latents: tuple[int, ...] = ()
 
 
 class Table(NamedTuple):
@@ -323,149 +251,6 @@ class UnlearningConfig(TaskMetric):
         return found
 
 
-class _Options(NamedTuple):
-    """Options that rows of a forward pass answer with."""
-
-    number: list[int]
-    """Place among all options of all questions."""
-    row: Int[Tensor, " options"]
-    token: Int[Tensor, "options longest"]
-    """The option's tokens, padded on the left; its last is told by the row's last logits."""
-    is_token: Bool[Tensor, "options longest"]
-
-
-class _Batch(NamedTuple):
-    """Prompts of one forward pass."""
-
-    rows: list[int]
-    padded: _prompts.PaddedPrompts
-    keep: Bool[Tensor, "rows seq"]
-    """Tokens that are changed: neither padding nor special."""
-    options: _Options | None
-    """None for letters."""
-
-
-Deltas = Sequence[Float[Tensor, "tokens d_in"]]
-"""For each batch what is added at the kept tokens."""
-
-
-class _Asked:
-    """Questions as the model reads them, and which options it takes."""
-
-    def __init__(
-        self, cfg: UnlearningConfig, bench: Bench, questions: Sequence[Question], form: Form
-    ) -> None:
-        self.model, self.site, self.form = bench.model, bench.site, form
-        self.questions = list(questions)
-        self.device = bench.model.device
-        defaults = PROMPTS if bench.world is None else WORLD_PROMPTS
-        self.template = cfg.prompt or defaults[form]
-        self.on_world = bench.world is not None
-        prompts = [_prompts.prompt_ids(self.model, self._text(q)) for q in questions]
-        options: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
-        if form == "completion":
-            # options that begin alike are told by one row, and all of one token by the prompt alone
-            number = 0
-            for question, prompt in zip(questions, prompts, strict=True):
-                for choice in question.choices:
-                    ids = _prompts.continuation_ids(self.model, self._text(question), choice)
-                    options.setdefault((*prompt, *ids[:-1]), []).append((number, ids))
-                    number += 1
-            rows = [list(row) for row in options]
-            self.num_values = number
-        else:
-            rows = prompts
-            self.num_values = len(rows)
-        special = torch.tensor(sorted(self.model.special_ids), dtype=torch.long)
-        self.batches = []
-        for chosen in _prompts.by_length([len(row) for row in rows], cfg.batch_rows):
-            padded = _prompts.padded(self.model, [rows[i] for i in chosen])
-            keep = padded.mask & ~torch.isin(padded.tokens, special)
-            told = _told_by([options[tuple(rows[i])] for i in chosen]) if options else None
-            self.batches.append(_Batch(chosen, padded, keep, told))
-
-    def _text(self, question: Question) -> str:
-        style, between = ("( {} ) {}", " ") if self.on_world else ("({}) {}", "\n")
-        options = between.join(
-            style.format(letter, choice)
-            for letter, choice in zip(LETTERS, question.choices, strict=False)
-        )
-        return self.template.replace("{options}", options).replace("{question}", question.text)
-
-    @torch.no_grad()
-    def activations(self) -> list[Float[Tensor, "tokens d_in"]]:
-        """At the kept tokens of each batch, float32."""
-        found = []
-        for batch in self.batches:
-            at = self.model.capture(batch.padded.tokens, [self.site], mask=batch.padded.mask)
-            x = at[self.site]
-            found.append(x[batch.keep.to(x.device)].float())
-        return found
-
-    @torch.no_grad()
-    def is_right(self, deltas: Deltas | None = None) -> Bool[Tensor, " questions"]:
-        """Whether each question is answered right, with something added at the site or nothing."""
-        scores: list[list[float]] = [[] for _ in range(self.num_values)]
-        for i, batch in enumerate(self.batches):
-            edits = {} if deltas is None else {self.site: _adding(batch.keep, deltas[i])}
-            with self.model.intervene(edits):
-                found = self._scores(batch)
-            numbers = batch.rows if batch.options is None else batch.options.number
-            for number, values in zip(numbers, found.tolist(), strict=True):
-                scores[number] = values
-        right, place = [], 0
-        for i, question in enumerate(self.questions):
-            num = len(question.choices)
-            if self.form == "letter":
-                own = scores[i][:num]
-            else:
-                own = [value for values in scores[place : place + num] for value in values]
-            place += num
-            right.append(max(range(num), key=own.__getitem__) == question.answer)
-        return torch.tensor(right)
-
-    def _scores(self, batch: _Batch) -> Float[Tensor, "values options"]:
-        """Log-probabilities: of each option in a row of its own, or of every letter."""
-        options = batch.options
-        if options is not None:
-            longest = options.token.shape[1]
-            found = _prompts.end_logits(self.model, batch.padded, longest).log_softmax(-1)
-            where = options.row[:, None], torch.arange(longest)[None], options.token
-            own = found[tuple(part.to(found.device) for part in where)]
-            return own.masked_fill(~options.is_token.to(own.device), 0.0).sum(1, keepdim=True)
-        logits = _prompts.end_logits(self.model, batch.padded, 1)[:, 0]
-        spelled = [
-            [_prompts.token_ids(self.model, text)[-1] for text in (letter, f" {letter}")]
-            for letter in LETTERS
-        ]
-        return logits.log_softmax(-1)[:, torch.tensor(spelled, device=logits.device)].amax(-1)
-
-
-def _told_by(by_row: Sequence[Sequence[tuple[int, list[int]]]]) -> _Options:
-    """The options of each row, with their numbers."""
-    flat = [(row, number, ids) for row, own in enumerate(by_row) for number, ids in own]
-    longest = max(len(ids) for _, _, ids in flat)
-    token = torch.zeros(len(flat), longest, dtype=torch.long)
-    is_token = torch.zeros(len(flat), longest, dtype=torch.bool)
-    for i, (_, _, ids) in enumerate(flat):
-        token[i, longest - len(ids) :] = torch.tensor(ids)
-        is_token[i, longest - len(ids) :] = True
-    row = torch.tensor([row for row, _, _ in flat])
-    return _Options([number for _, number, _ in flat], row, token, is_token)
-
-
-def _adding(
-    keep: Bool[Tensor, "rows seq"], delta: Float[Tensor, "tokens d_in"]
-) -> Callable[[Tensor], Tensor]:
-    def edit(x: Tensor) -> Tensor:
-        where = keep.to(x.device)
-        moved = x.clone()
-        moved[where] = (x[where].float() + delta.to(x.device)).to(x)
-        return moved
-
-    return edit
-
-
 class _Task:
     """Corpora, questions that the unmodified model can answer, and what does not need a coder."""
 
@@ -478,10 +263,16 @@ class _Task:
             )
         )
         self.form: Form = cfg.form or ("letter" if bench.world is None else "completion")
-        asked = self._questions()
-        known = self._known(asked)
+        asked = read_questions(
+            bench,
+            cfg.forget_questions,
+            cfg.retain_questions,
+            most=cfg.num_questions,
+            seed=cfg.seed,
+        )
+        fine = known(bench, asked, self.form, prompt=cfg.prompt, batch_rows=cfg.batch_rows)
         self.num_asked = len(asked)
-        self.questions = [question for question, fine in zip(asked, known, strict=True) if fine]
+        self.questions = [question for question, own in zip(asked, fine, strict=True) if own]
         self.is_forget = torch.tensor([question.is_forget for question in self.questions]).bool()
         counts = int(self.is_forget.sum()), int((~self.is_forget).sum())
         if min(counts) < FEWEST_QUESTIONS:
@@ -492,65 +283,19 @@ class _Task:
                 f" and {counts[1]} on what is to be kept right {orders}(of {len(asked)});"
                 f" {FEWEST_QUESTIONS} of each are needed.",
             )
-        self.half = _halves(self.questions, cfg.seed)
-        self.asked = _Asked(cfg, bench, self.questions, self.form)
+        self.half = halves(self.questions, cfg.seed)
+        self.asked = Asked(
+            bench, self.questions, self.form, prompt=cfg.prompt, batch_rows=cfg.batch_rows
+        )
         self.x = self.asked.activations()
 
     def _texts(self, named: TableConfig | None, default: str) -> list[str]:
         table = named or TableConfig(id=default, max_rows=self.cfg.num_texts)
-        rows = self._rows(table, ("text",), "train")
+        rows = table_rows(
+            table, ("text",), "train", world=self.bench.world, relative_to=self.bench.relative_to
+        )
         texts = [str(row["text"]) for row in rows if str(row["text"]).strip()]
         return texts[: self.cfg.num_texts]
-
-    def _rows(self, table: TableConfig, wanted: Sequence[str], split: Any) -> list[Row]:
-        return table_rows(
-            table, wanted, split, world=self.bench.world, relative_to=self.bench.relative_to
-        )
-
-    def _questions(self) -> list[Question]:
-        most = self.cfg.num_questions
-        found: list[Question] = []
-        for is_forget, tables in (
-            (True, self.cfg.forget_questions),
-            (False, self.cfg.retain_questions),
-        ):
-            own = [
-                _question(row, is_forget, str(row["question"]), table)
-                for table in tables
-                for row in self._rows(table, ("question", "choices", "answer"), "test")
-            ]
-            if not tables:
-                table = TableConfig(id=WORLD_QUESTIONS, max_rows=4 * most)
-                wanted = ("question", "choices", "answer", "domain", "entity")
-                own = [
-                    _question(row, is_forget, str(row["entity"]), table)
-                    for row in self._rows(table, wanted, "test")
-                    if row["domain"] == ("forget" if is_forget else "retain")
-                ]
-            # spread over tables, the same ones every time
-            found += sorted(own, key=lambda q: _hash(f"{self.cfg.seed} {q.text} {q.choices}"))[
-                :most
-            ]
-        return found
-
-    def _known(self, asked: Sequence[Question]) -> list[bool]:
-        """Whether the unmodified model is right in all orders of the options."""
-        if not asked or self.form == "completion":
-            return (
-                _Asked(self.cfg, self.bench, asked, self.form).is_right().tolist() if asked else []
-            )
-        reordered, of = [], []
-        for i, question in enumerate(asked):
-            for order in permutations(range(len(question.choices))):
-                choices = tuple(question.choices[place] for place in order)
-                answer = order.index(question.answer)
-                reordered.append(question._replace(choices=choices, answer=answer))
-                of.append(i)
-        right = _Asked(self.cfg, self.bench, reordered, self.form).is_right().tolist()
-        known = [True] * len(asked)
-        for i, fine in zip(of, right, strict=True):
-            known[i] &= fine
-        return known
 
     # --- tables ----------------------------------------------------------------------------------
 
@@ -569,10 +314,9 @@ class _Task:
             ]
             right.append(self.asked.is_right(deltas))
         table = Table(settings, torch.stack(right), self.is_forget, self.half)
-        share = len(self.questions) / self.num_asked
-        error = math.sqrt(share * (1 - share) / max(self.num_asked - 1, 1))
-        known = KNOWN.row(Estimate(share, error, self.num_asked, "questions"), form=self.form)
-        return [*self._scores(table, "difference_in_means_"), known]
+        share = _share(len(self.questions) / self.num_asked, self.num_asked)
+        answered = KNOWN.row(share, form=self.form)
+        return [*self._scores(table, "difference_in_means_"), answered]
 
     def of_coder(self, coder: SparseCoder[Any], shared: list[Measurement]) -> list[Measurement]:
         """All rows of a coder: its own, then those it shares with others."""
@@ -587,7 +331,7 @@ class _Task:
         order = torch.randperm(len(alive), generator=torch.Generator().manual_seed(self.cfg.seed))
         drawn = {num: tuple(alive[order[:num]].tolist()) for num in self.cfg.num_latents}
         used = sorted({i for own in [*selected.values(), *drawn.values()] for i in own})
-        clamps = _Clamps(coder, used, self.asked, self.x)
+        clamps = Clamps(coder, used, self.asked, self.x)
         length = coder.W_dec.detach().norm(dim=1).cpu().clamp_min(1e-12)
         units: dict[Unit, Tensor] = {"decoder_norm": 1 / length, "mean_on": found["forget"].mean_on}
 
@@ -621,7 +365,7 @@ class _Task:
         return {"forget": self.forget, "retain": self.retain}
 
     def _table(
-        self, clamps: "_Clamps", settings: list[Setting], unit: Float[Tensor, " d_sae"]
+        self, clamps: Clamps, settings: list[Setting], unit: Float[Tensor, " d_sae"]
     ) -> Table:
         right = [clamps.is_right(setting, unit) for setting in settings]
         return Table(settings, torch.stack(right), self.is_forget, self.half)
@@ -641,10 +385,9 @@ class _Task:
             reason = "no question is in the half that is reported"
             return SCORE[definition].row(Estimate(None, reason=reason))
         value = 0.0 if best is None else 1 - table.accuracies("forget", report)[best]
-        error = math.sqrt(value * (1 - value) / max(n - 1, 1))
         chosen = {} if best is None else _told(table.settings[best])
         return SCORE[definition].row(
-            Estimate(value, error, n, "questions"),
+            _share(value, n),
             form=self.form,
             settings=len(table.settings),
             is_any_fine=best is not None,
@@ -685,78 +428,6 @@ class _Task:
         return rows
 
 
-class _Clamps:
-    """The codes of some latents on the questions, and what clamping them does."""
-
-    @torch.no_grad()
-    def __init__(
-        self, coder: SparseCoder[Any], used: Sequence[int], asked: _Asked, x: Deltas
-    ) -> None:
-        self.asked, self.place = asked, {latent: i for i, latent in enumerate(used)}
-        device, columns = coder.W_dec.device, torch.tensor(used, dtype=torch.long)
-        self.rows = coder.W_dec.detach()[columns.to(device)]
-        self.z = [
-            torch.cat(
-                [coder.encode(part.to(device))[:, columns.to(device)] for part in own.split(2048)]
-            )
-            for own in x
-        ]
-        self.known: dict[tuple[Any, ...], Tensor] = {}
-
-    def is_right(
-        self, setting: Setting, unit: Float[Tensor, " d_sae"]
-    ) -> Bool[Tensor, " questions"]:
-        """Which questions are right; equal interventions are made once."""
-        latents = torch.tensor(sorted(setting.latents), dtype=torch.long)
-        value = setting.multiplier * unit[latents]
-        key = tuple(latents.tolist()), tuple(value.tolist())
-        if key not in self.known:
-            columns = torch.tensor([self.place[i] for i in latents.tolist()], dtype=torch.long)
-            columns = columns.to(self.rows.device)
-            deltas = []
-            for own in self.z:
-                z = own[:, columns]
-                moved = clamped(z, value.to(z)) - z
-                deltas.append((moved @ self.rows[columns]).to(self.asked.device))
-            self.known[key] = self.asked.is_right(deltas)
-        return self.known[key]
-
-
-def _question(row: Row, is_forget: bool, group: str, table: TableConfig) -> Question:
-    choices = row["choices"]
-    if isinstance(choices, str) or not 2 <= len(choices) <= len(LETTERS):
-        raise BadInput(
-            f"choices must be a list of 2 to {len(LETTERS)} texts.",
-            key=f"{table.id}: choices",
-            value=choices,
-        )
-    given = row["answer"]
-    if isinstance(given, str) and given.strip() in LETTERS[: len(choices)] and given.strip():
-        answer = LETTERS.index(given.strip())
-    elif str(given).isdecimal() and int(given) < len(choices):
-        answer = int(given)
-    else:
-        raise BadInput(
-            f"the answer must be the place of one of {len(choices)} choices, from 0, or its"
-            " letter.",
-            key=f"{table.id}: answer",
-            value=given,
-        )
-    return Question(str(row["question"]), tuple(map(str, choices)), answer, is_forget, group)
-
-
-def _halves(questions: Sequence[Question], seed: int) -> Int[Tensor, " questions"]:
-    """0 or 1 by group, so that of each side every other group is in either half."""
-    half: dict[tuple[bool, str], int] = {}
-    for side in (True, False):
-        groups = sorted(
-            {question.group for question in questions if question.is_forget == side},
-            key=lambda group: _hash(f"{seed} {group}"),
-        )
-        half |= {(side, group): place % 2 for place, group in enumerate(groups)}
-    return torch.tensor([half[question.is_forget, question.group] for question in questions])
-
-
 def _told(setting: Setting) -> dict[str, Any]:
     """A setting as parameters of a row."""
     found: dict[str, Any] = {"multiplier": setting.multiplier}
@@ -769,7 +440,3 @@ def _told(setting: Setting) -> dict[str, Any]:
 
 def _share(value: float, n: int) -> Estimate:
     return Estimate(value, math.sqrt(value * (1 - value) / max(n - 1, 1)), n, "questions")
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()

@@ -6,22 +6,23 @@ from torch.nn.functional import normalize
 
 from sae_lib.activations.task_tables import TableConfig
 from sae_lib.errors import BadInput
-from sae_lib.evaluate.absorption import (
-    AbsorptionConfig,
+from sae_lib.evaluate._absorbed_letters import absorption, letters_in_coder
+from sae_lib.evaluate._letter_probes import (
     ProbeRecipe,
     Words,
-    absorption,
-    at_last_token,
     f1,
     fit_one_vs_rest,
-    is_one_token,
-    letters_in_coder,
     letters_of,
     num_main,
+)
+from sae_lib.evaluate._letter_words import (
+    at_last_token,
+    is_one_token,
     prompts,
     split_words,
     vocabulary_words,
 )
+from sae_lib.evaluate.absorption import AbsorptionConfig
 from sae_lib.evaluate.bench import Bench, measure_task
 from sae_lib.evaluate.reader import TextReader
 from sae_lib.models.config import ModelConfig

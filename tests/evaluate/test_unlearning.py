@@ -7,19 +7,11 @@ import torch
 from sae_lib.activations.task_tables import TableConfig
 from sae_lib.errors import BadInput
 from sae_lib.evaluate import Bench, measure_task, read_metric
-from sae_lib.evaluate import unlearning as module
+from sae_lib.evaluate import _unlearning_questions as module
+from sae_lib.evaluate._clamped_latents import Setting, clamped, frequencies, select_latents
+from sae_lib.evaluate._unlearning_questions import Asked, Question, halves, question_of
 from sae_lib.evaluate.reader import TextReader
-from sae_lib.evaluate.unlearning import (
-    Question,
-    Setting,
-    Table,
-    UnlearningConfig,
-    clamped,
-    frequencies,
-    qualifying,
-    select_latents,
-    unlearning_score,
-)
+from sae_lib.evaluate.unlearning import Table, UnlearningConfig, qualifying, unlearning_score
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.language_model import load_model
 from sae_lib.synthetic.dictionary import DictionaryConfig, ground_truth_dictionary
@@ -238,8 +230,8 @@ def questions(num=6):
 
 def test_batches_and_no_change_do_not_change_answers(world, reader):
     bench, asked = bench_of(world, reader, {}), questions()
-    large = module._Asked(UnlearningConfig(), bench, asked, "completion")
-    small = module._Asked(UnlearningConfig(batch_rows=3), bench, asked, "completion")
+    large = Asked(bench, asked, "completion", prompt=None, batch_rows=256)
+    small = Asked(bench, asked, "completion", prompt=None, batch_rows=3)
     assert len(small.batches) > len(large.batches) == 1
     right = large.is_right()
     assert right.tolist() == small.is_right().tolist() == [True] * 6
@@ -262,13 +254,11 @@ def test_batches_and_no_change_do_not_change_answers(world, reader):
 
 
 def test_letters_must_be_right_in_all_orders(world, reader, monkeypatch):
-    task = object.__new__(module._Task)
-    task.cfg, task.bench, task.form = UnlearningConfig(), bench_of(world, reader, {}), "letter"
-    asked = questions(2)
+    bench, asked = bench_of(world, reader, {}), questions(2)
     seen = []
 
     class Letter:
-        def __init__(self, cfg, bench, reordered, form):
+        def __init__(self, bench, reordered, form, *, prompt, batch_rows):
             self.reordered = reordered
             seen.extend(reordered)
 
@@ -277,27 +267,32 @@ def test_letters_must_be_right_in_all_orders(world, reader, monkeypatch):
 
     # whoever always says A is right a quarter of the time, and in all orders never
     Letter.wanted = lambda self, asked: torch.tensor([q.answer == 0 for q in asked])
-    monkeypatch.setattr(module, "_Asked", Letter)
-    assert task._known(asked) == [False, False]
+    monkeypatch.setattr(module, "Asked", Letter)
+
+    def known():
+        return module.known(bench, asked, "letter", prompt=None, batch_rows=256)
+
+    assert known() == [False, False]
     assert len(seen) == 48
     assert {q.choices for q in seen[:24]} == set(permutations(asked[0].choices))
     assert {q.choices[q.answer] for q in seen[:24]} == {asked[0].choices[asked[0].answer]}
     first = asked[0].text
     Letter.wanted = lambda self, asked: torch.tensor([q.text == first for q in asked])
-    assert task._known(asked) == [True, False]
+    assert known() == [True, False]
 
 
 def test_the_letter_form_reads_as_the_worlds_own_questions(world, reader):
     row = task_rows("unlearning-questions", "test", 1)[0]
-    asked = module._Asked(UnlearningConfig(), bench_of(world, reader, {}), questions(1), "letter")
+    bench = bench_of(world, reader, {})
+    asked = Asked(bench, questions(1), "letter", prompt=None, batch_rows=256)
     assert world.tokenizer.decode(asked.batches[0].padded.tokens[0, 1:]) == row["prompt"]
     assert asked._scores(asked.batches[0]).shape == (1, len(module.LETTERS))
 
 
 def test_questions_about_one_entity_are_in_one_half():
     asked = [Question(str(i), ("a", "b"), 0, i % 2 == 0, f"e{i // 4}") for i in range(40)]
-    half = module._halves(asked, 0)
-    assert half.tolist() == module._halves(asked, 0).tolist()
+    half = halves(asked, 0)
+    assert half.tolist() == halves(asked, 0).tolist()
     for side in (True, False):
         of = {}
         for question, own in zip(asked, half.tolist(), strict=True):
@@ -336,6 +331,6 @@ def test_where_it_does_not_apply(world, reader, coder, tmp_path):
 def test_bad_questions_are_refused(change, key):
     row = {"question": "who ?", "choices": ["a", "b", "c", "d"], "answer": 0}
     table = TableConfig(id="mine")
-    assert module._question(row | {"answer": "B"}, True, "g", table).answer == 1
+    assert question_of(row | {"answer": "B"}, True, "g", table).answer == 1
     with pytest.raises(BadInput, match=f"mine: {key}"):
-        module._question(row | change, True, "g", table)
+        question_of(row | change, True, "g", table)
