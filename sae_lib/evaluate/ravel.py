@@ -25,7 +25,7 @@ the whole name, and exchanging the last token's activation, even all of it, chan
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,16 +38,18 @@ from torch import Tensor
 
 from sae_lib.activations.task_tables import TableConfig, table_files
 from sae_lib.errors import NotApplicable
-from sae_lib.evaluate import _prompts
 from sae_lib.evaluate._moments import Estimate
-from sae_lib.evaluate._ravel_pairs import (
-    Kind,
-    Pair,
-    Prompt,
-    draw_pairs,
-    meet_in_training,
-    read_prompts,
+from sae_lib.evaluate._ravel_interchange import Interchange
+from sae_lib.evaluate._ravel_masks import (
+    Change,
+    orthonormal,
+    random_masks,
+    rotated,
+    swapped,
+    train_masks,
 )
+from sae_lib.evaluate._ravel_pairs import Prompt, read_prompts
+from sae_lib.evaluate._ravel_splits import FEWEST_PAIRS, HELD_OUT, SPLITS, Pairs, draw_masks
 from sae_lib.evaluate.base import Definition, register
 from sae_lib.evaluate.bench import Bench, Measured, OnProgress, TaskMetric
 from sae_lib.papers import Paper
@@ -55,13 +57,6 @@ from sae_lib.saes.base import SparseCoder
 from sae_lib.warehouse.rows import Measurement
 
 WORLD_SETS = ("world:ravel-person", "world:ravel-city")
-KINDS: tuple[Kind, ...] = ("cause", "isolation")
-FEWEST_PAIRS = 4
-"""Pairs of each kind, for training and for testing, without which an attribute is left out."""
-
-HELD_OUT = "new_pairs"
-SPLITS = {HELD_OUT: (False, False), "new_entities": (True, False), "new_templates": (False, True)}
-"""Whether entities and templates of the test pairs are ones that masks were not trained on."""
 
 TEXT = {
     "ravel_disentangle": "(cause + isolation) / 2, mean over attributes, then types",
@@ -101,28 +96,6 @@ ANSWERED = Definition(
     1.0,
 )
 
-Losses = Callable[[Float[Tensor, "rows width"], Int[Tensor, " rows"]], Float[Tensor, " rows"]]
-"""From soft masks of some pairs, and which pairs, to the loss of each."""
-
-
-def temperatures(steps: int, first: float = 1.0, last: float = 1e-4) -> Float[Tensor, " steps"]:
-    """``steps`` temperatures from ``first`` to ``last``, evenly spaced in their logarithm."""
-    return torch.from_numpy(np.geomspace(first, last, steps)).float()
-
-
-def exchange(
-    base: Float[Tensor, "rows width"],
-    source: Float[Tensor, "rows width"],
-    mask: Float[Tensor, "*#rows width"],
-) -> Float[Tensor, "rows width"]:
-    """``base`` with the share ``mask`` of each entry taken from ``source``; exact at 0 and 1."""
-    return base * (1 - mask) + source * mask
-
-
-def disentangle(cause: float, isolation: float) -> float:
-    """The mean of the two."""
-    return (cause + isolation) / 2
-
 
 class Shares(NamedTuple):
     """Shares of right answers per mask, with their standard errors over pairs."""
@@ -136,6 +109,7 @@ class Shares(NamedTuple):
 
     @property
     def disentangle(self) -> Float[Tensor, " masks"]:
+        """The mean of the two."""
         return (self.cause + self.isolation) / 2
 
     @property
@@ -159,95 +133,6 @@ def shares(
     (cause, cause_error), (isolation, isolation_error) = found
     num = torch.bincount(group, minlength=num_masks)
     return Shares(cause, isolation, cause_error, isolation_error, num)
-
-
-def train_masks(
-    losses: Losses,
-    group: Int[Tensor, " pairs"],
-    num_masks: int,
-    width: int,
-    *,
-    epochs: int,
-    batch_pairs: int,
-    lr: float,
-    seed: int,
-    others: Sequence[Tensor] = (),
-) -> Float[Tensor, "masks width"]:
-    """The parameters ``a`` of all masks after training; a mask takes what lies above 0.
-
-    Masks are trained side by side and do not touch one another: each step takes ``batch_pairs``
-    pairs of every mask (``group``), and the loss is the sum over masks of the mean over its pairs.
-
-    Args:
-        losses: The loss of some pairs under soft masks.
-        group: Which mask each pair is for; every mask has pairs.
-        num_masks: How many masks there are.
-        width: Entries of a mask.
-        epochs: How often each pair is seen, by the mask with the most pairs.
-        batch_pairs: Pairs of one mask per step.
-        lr: Step size of Adam.
-        seed: Decides the order of the pairs.
-        others: More tensors to train along, which ``losses`` uses.
-    """
-    draw = np.random.default_rng(seed)
-    members = [np.flatnonzero(group.numpy() == mask) for mask in range(num_masks)]
-    steps_per_epoch = math.ceil(max(map(len, members)) / batch_pairs)
-    a = torch.zeros(num_masks, width, device=others[0].device if others else None)
-    trained = [a.requires_grad_(), *(other.requires_grad_() for other in others)]
-    adam = torch.optim.Adam(trained, lr=lr)
-    for step, temperature in enumerate(temperatures(epochs * steps_per_epoch).tolist()):
-        place = step % steps_per_epoch
-        if place == 0:
-            members = [draw.permutation(own) for own in members]
-        rows = np.stack(
-            [own[(place * batch_pairs + np.arange(batch_pairs)) % len(own)] for own in members]
-        )
-        of = torch.from_numpy(rows.flatten())
-        with torch.enable_grad():
-            soft = torch.sigmoid(a / temperature)[group[of].to(a.device)]
-            loss = losses(soft, of).sum() / batch_pairs
-            gradients = torch.autograd.grad(loss, trained)
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.grad = gradient
-        adam.step()
-    return a.detach()
-
-
-def swapped(
-    coder: SparseCoder[Any],
-    base: Float[Tensor, "rows d_in"],
-    source: Float[Tensor, "rows d_in"],
-    mask: Float[Tensor, "*#rows d_sae"],
-    *,
-    with_error: bool = False,
-) -> Float[Tensor, "rows d_in"]:
-    """The base's activation after the latents in ``mask`` were exchanged."""
-    with torch.no_grad():
-        z, other = coder.encode(base), coder.encode(source)
-        error = base - coder.reconstruct(base, z) if with_error else None
-    found = coder.reconstruct(base, exchange(z, other, mask))
-    return found if error is None else found + error
-
-
-def rotated(
-    turns: Float[Tensor, "masks d_in d_in"],
-    group: Int[Tensor, " rows"],
-    base: Float[Tensor, "rows d_in"],
-    source: Float[Tensor, "rows d_in"],
-    mask: Float[Tensor, "rows d_in"],
-) -> Float[Tensor, "rows d_in"]:
-    """The base's activation with coordinates in ``mask`` exchanged, in the basis of its turn."""
-    found = base.clone()
-    for i in group.unique().tolist():
-        own = (group == i).nonzero()[:, 0].to(base.device)
-        moved = (mask[own] * ((source[own] - base[own]) @ turns[i].mT)) @ turns[i]
-        found = found.index_add(0, own, moved)
-    return found
-
-
-def orthonormal(free: Float[Tensor, "masks d d"]) -> Float[Tensor, "masks d d"]:
-    """The rotation that each matrix stands for: Q of its QR decomposition."""
-    return torch.linalg.qr(free).Q.mT
 
 
 @register
@@ -349,35 +234,11 @@ class RavelConfig(TaskMetric):
         return found
 
 
-class _Mask(NamedTuple):
-    """What one mask is for."""
-
-    type: str
-    attribute: str
-
-
-class _Pairs(NamedTuple):
-    """Pairs of all masks as tensors."""
-
-    pairs: list[Pair]
-    group: Int[Tensor, " pairs"]
-    is_cause: Bool[Tensor, " pairs"]
-
-
-class _Ends(NamedTuple):
-    """Activations of pairs, one row per token that is exchanged."""
-
-    base: Float[Tensor, "rows d_in"]
-    source: Float[Tensor, "rows d_in"]
-    pair: Int[Tensor, " rows"]
-    group: Int[Tensor, " rows"]
-
-
 class _Task:
     """The pairs of an evaluation, and the model that answers them."""
 
     def __init__(self, cfg: RavelConfig, bench: Bench) -> None:
-        self.cfg, self.model, self.site = cfg, bench.model, bench.site
+        self.cfg, self.device = cfg, bench.model.device
         tables = cfg.prompts or tuple(TableConfig(id=name) for name in WORLD_SETS)
         read = partial(
             read_prompts,
@@ -388,183 +249,58 @@ class _Task:
             relative_to=bench.relative_to,
         )
         by_table = [read(table) for table in tables]
-        self.prompts: list[Prompt] = [prompt for prompts in by_table for prompt in prompts]
-        if not self.prompts:
+        prompts: list[Prompt] = [prompt for own in by_table for prompt in own]
+        if not prompts:
             raise NotApplicable("ravel", "there are no prompts.")
-        self.ids = [_prompts.prompt_ids(self.model, prompt.text) for prompt in self.prompts]
-        self.positions = cfg.positions or ("last" if bench.world is None else "all")
-        last = [_prompts.token_at(self.model, p.text, p.end) for p in self.prompts]
-        first = (
-            last
-            if self.positions == "last"
-            else [_prompts.token_at(self.model, p.text, p.start + 1) for p in self.prompts]
+        self.positions: Literal["last", "all"] = cfg.positions or (
+            "last" if bench.world is None else "all"
         )
-        self.sizes = [high - low + 1 for low, high in zip(first, last, strict=True)]
-        has_bos = self.model.tokenizer.bos_token_id is not None
-        self.column = [place + has_bos for place in first]
-        longest = max(map(len, self.ids))
-        texts = bench.reader.read([p.text for p in self.prompts], max_tokens=longest)
-        begins = texts.start[:-1] + torch.tensor(first)
-        self.x = texts.x[_ranges(begins, self.sizes)].clone()
-        self.begin = torch.tensor([0, *self.sizes]).cumsum(0)
-        self.device = self.model.device
-        answers = self._generate(range(len(self.prompts)), None, [p.values for p in self.prompts])
+        self.interchange = Interchange(
+            bench,
+            prompts,
+            self.positions,
+            batch_rows=cfg.batch_rows,
+            max_new_tokens=cfg.max_new_tokens,
+        )
+        answers = self.interchange.answered(range(len(prompts)), None, [p.values for p in prompts])
         self.is_right = torch.tensor(answers)
-        self.masks: list[_Mask] = []
-        self.train, self.tests = self._draw(tables, by_table)
-
-    def _draw(
-        self, tables: Sequence[TableConfig], by_table: Sequence[Sequence[Prompt]]
-    ) -> tuple[_Pairs, dict[str, _Pairs]]:
-        cfg, first = self.cfg, 0
-        parts: dict[str, list[tuple[int, list[Pair]]]] = {name: [] for name in ("train", *SPLITS)}
-        for number, (table, prompts) in enumerate(zip(tables, by_table, strict=True)):
-            places = [i for i in range(first, first + len(prompts)) if self.is_right[i]]
-            first += len(prompts)
-            for attribute in sorted({prompt.attribute for prompt in prompts}):
-                drawn: dict[str, list[list[Pair]]] = {}
-                for split, name in enumerate(parts):
-                    sides = SPLITS.get(name, (False, False))
-                    usable = [i for i in places if _sides(self.prompts[i]) == sides]
-                    draw = np.random.default_rng([cfg.seed, number, _number(attribute), split])
-                    num = cfg.train_pairs if name == "train" else cfg.test_pairs
-                    meet = partial(_meet, name=name, held_out=cfg.held_out)
-                    drawn[name] = [
-                        draw_pairs(
-                            self.prompts,
-                            usable,
-                            attribute,
-                            kind,
-                            num,
-                            meet=meet,
-                            sizes=self.sizes,
-                            draw=draw,
-                        )
-                        for kind in KINDS
-                    ]
-                needed = [*drawn["train"], *drawn[HELD_OUT]]
-                if min(map(len, needed)) < FEWEST_PAIRS:
-                    continue
-                for name, kinds in drawn.items():
-                    if min(map(len, kinds)) >= FEWEST_PAIRS:
-                        parts[name].append((len(self.masks), [p for own in kinds for p in own]))
-                self.masks.append(_Mask(table.id, attribute))
+        self.masks, self.train, self.tests = draw_masks(
+            [table.id for table in tables],
+            by_table,
+            self.is_right,
+            self.interchange.sizes,
+            train_pairs=cfg.train_pairs,
+            test_pairs=cfg.test_pairs,
+            held_out=cfg.held_out,
+            seed=cfg.seed,
+        )
         if not self.masks:
             raise NotApplicable(
                 "ravel",
-                f"the model answers {int(self.is_right.sum())} of {len(self.prompts)} prompts"
+                f"the model answers {int(self.is_right.sum())} of {len(prompts)} prompts"
                 f" right, too few for {FEWEST_PAIRS} pairs of each kind of any attribute.",
             )
-        whole = {name: _stack(own) for name, own in parts.items()}
-        return whole.pop("train"), whole
-
-    # --- the model -------------------------------------------------------------------------------
-
-    def _generate(
-        self,
-        places: Sequence[int],
-        x: Float[Tensor, "tokens d_in"] | None,
-        expected: Sequence[tuple[str, ...]],
-    ) -> list[bool]:
-        """Whether each prompt is answered as expected, ``x`` replacing its entity's activations."""
-        longest = max(
-            len(_prompts.token_ids(self.model, f" {value}"))
-            for value in {value for values in expected for value in values}
-        )
-        num_new = self.cfg.max_new_tokens or longest
-        found = [False] * len(places)
-        sizes = [self.sizes[i] for i in places]
-        begin = torch.tensor([0, *sizes]).cumsum(0)
-        lengths = [len(self.ids[i]) for i in places]
-        for rows in _prompts.by_length(lengths, self.cfg.batch_rows):
-            chosen = [places[row] for row in rows]
-            batch = _prompts.padded(self.model, [self.ids[i] for i in chosen])
-            edits = {}
-            if x is not None:
-                own = x[_ranges(begin[rows], [sizes[row] for row in rows]).to(x.device)]
-                edits[self.site] = self._put(chosen, batch.tokens.shape[1], own)
-            with self.model.intervene(edits):
-                texts = _prompts.greedy_answers(self.model, batch, max_new_tokens=num_new)
-            for row, text in zip(rows, texts, strict=True):
-                found[row] = _prompts.begins_with(text, expected[row])
-        return found
-
-    def _put(
-        self,
-        places: Sequence[int],
-        longest: int,
-        x: Float[Tensor, "tokens d_in"],
-        extra: Sequence[int] | None = None,
-    ) -> Callable[[Tensor], Tensor]:
-        """The edit of prompts padded on the left to ``longest``, each behind ``extra`` tokens."""
-        extra = extra or [0] * len(places)
-        sizes = [self.sizes[i] for i in places]
-        first = [
-            longest - len(self.ids[i]) - more + self.column[i]
-            for i, more in zip(places, extra, strict=True)
-        ]
-        rows = torch.arange(len(places)).repeat_interleave(torch.tensor(sizes))
-        columns = _ranges(torch.tensor(first), sizes)
-        return _prompts.put_at(rows, columns, (len(places), longest), x)
-
-    def _losses(self, change: "_Change") -> Losses:
-        """Cross-entropy of the expected answers of training pairs."""
-        pairs = self.train.pairs
-        answers = [
-            _prompts.continuation_ids(self.model, self.prompts[p.base].text, p.expected[0])
-            for p in pairs
-        ]
-        if self.cfg.train_on == "first_token":
-            answers = [answer[:1] for answer in answers]
-
-        def losses(mask: Tensor, rows: Tensor) -> Tensor:
-            chosen = rows.tolist()
-            places = [pairs[i].base for i in chosen]
-            own, wanted = [self.ids[i] for i in places], [answers[i] for i in chosen]
-            more = [len(answer) - 1 for answer in wanted]
-            longest = max(len(p) + m for p, m in zip(own, more, strict=True))
-            ends = self._ends(self.train, rows)
-            x = change(ends.base, ends.source, mask[ends.pair.to(mask.device)], ends.group)
-            with self.model.intervene({self.site: self._put(places, longest, x, more)}):
-                log_probs, is_token = _prompts.continuation_log_probs(self.model, own, wanted)
-            return -log_probs.sum(1) / is_token.sum(1)
-
-        return losses
-
-    def _ends(self, some: _Pairs, rows: Int[Tensor, " rows"]) -> _Ends:
-        """Activations of some pairs."""
-        chosen = [some.pairs[i] for i in rows.tolist()]
-        sizes = [self.sizes[pair.base] for pair in chosen]
-        pair = torch.arange(len(rows)).repeat_interleave(torch.tensor(sizes))
-        base = _ranges(self.begin[[pair.base for pair in chosen]], sizes)
-        source = _ranges(self.begin[[pair.source for pair in chosen]], sizes)
-        return _Ends(
-            self.x[base].to(self.device),
-            self.x[source].to(self.device),
-            pair,
-            some.group[rows][pair],
-        )
 
     @torch.no_grad()
     def _score(
-        self, some: _Pairs, change: "_Change", masks: Float[Tensor, "masks width"]
+        self, some: Pairs, change: Change, masks: Float[Tensor, "masks width"]
     ) -> Shares | None:
         if not some.pairs:
             return None
         parts = []
         for rows in torch.arange(len(some.pairs)).split(self.cfg.batch_rows):
-            ends = self._ends(some, rows)
+            ends = self.interchange.ends(some, rows)
             mask = masks[ends.group.to(masks.device)]
             parts.append(change(ends.base, ends.source, mask, ends.group).float())
         x, places = torch.cat(parts), [pair.base for pair in some.pairs]
-        right = self._generate(places, x, [pair.expected for pair in some.pairs])
+        right = self.interchange.answered(places, x, [pair.expected for pair in some.pairs])
         return shares(torch.tensor(right), some.is_cause, some.group, len(self.masks))
 
     def _train(
-        self, change: "_Change", width: int, others: Sequence[Tensor] = ()
+        self, change: Change, width: int, others: Sequence[Tensor] = ()
     ) -> Float[Tensor, "masks width"]:
         return train_masks(
-            self._losses(change),
+            self.interchange.losses(self.train, change, self.cfg.train_on),
             self.train.group,
             len(self.masks),
             width,
@@ -579,7 +315,7 @@ class _Task:
 
     def without_coder(self) -> list[Measurement]:
         """The ceilings, and what the model knows."""
-        d_in, num = self.x.shape[1], len(self.masks)
+        d_in, num = self.interchange.x.shape[1], len(self.masks)
         everything = torch.ones(num, d_in, device=self.device)
         held_out = self.tests[HELD_OUT]
         rows = self._mean(
@@ -622,7 +358,7 @@ class _Task:
         others = {
             "no_swap": torch.zeros(num, width),
             "swap_all": torch.ones(num, width),
-            "random_mask": self._random(differs, sizes),
+            "random_mask": random_masks(differs, sizes, self.cfg.seed),
         }
         result = scored[HELD_OUT]
         rows = self._mean("mdbm", result)
@@ -643,20 +379,12 @@ class _Task:
         found = torch.zeros(len(self.masks), coder.d_sae, dtype=torch.bool)
         place = coder.W_dec.device
         for rows in torch.arange(len(self.train.pairs)).split(self.cfg.batch_rows):
-            ends = self._ends(self.train, rows)
+            ends = self.interchange.ends(self.train, rows)
             with torch.no_grad():
                 differ = coder.encode(ends.base.to(place)) != coder.encode(ends.source.to(place))
             for mask in ends.group.unique().tolist():
                 found[mask] |= differ[(ends.group == mask).to(place)].any(0).cpu()
         return found
-
-    def _random(
-        self, differs: Bool[Tensor, "masks d_sae"], sizes: Int[Tensor, " masks"]
-    ) -> Float[Tensor, "masks d_sae"]:
-        """Masks of the same sizes, drawn from latents that an exchange could change."""
-        drawn = torch.rand(differs.shape, generator=torch.Generator().manual_seed(self.cfg.seed))
-        order = drawn.masked_fill(~differs, -1.0).argsort(1, descending=True).argsort(1)
-        return (order < sizes[:, None]).float()
 
     def _mean(self, how: str, found: Shares | None, reason: str = "") -> list[Measurement]:
         if found is None:
@@ -710,10 +438,6 @@ class _Task:
         return rows
 
 
-_Change = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""From base, source, masks and the masks' numbers, row by row, to what replaces the base."""
-
-
 def _by_name(found: Shares) -> dict[str, Float[Tensor, " masks"]]:
     return {
         "ravel_disentangle": found.disentangle,
@@ -725,32 +449,3 @@ def _by_name(found: Shares) -> dict[str, Float[Tensor, " masks"]]:
 def _mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float | None]:
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
     return values.mean().item(), error
-
-
-def _sides(prompt: Prompt) -> tuple[bool, bool]:
-    return prompt.new_entity, prompt.new_template
-
-
-def _meet(one: str, other: str, *, name: str, held_out: float) -> bool:
-    if name == "train":
-        return meet_in_training(one, other, held_out=held_out)
-    return name == "new_entities" or not meet_in_training(one, other, held_out=held_out)
-
-
-def _ranges(first: Int[Tensor, " ranges"], sizes: Sequence[int]) -> Int[Tensor, " places"]:
-    """``first``, ``first`` + 1, ... for each range, one range after the other."""
-    size = torch.tensor(list(sizes))
-    begin = torch.cat([torch.zeros(1, dtype=torch.long), size.cumsum(0)[:-1]])
-    return torch.arange(int(size.sum())) + (first - begin).repeat_interleave(size)
-
-
-def _number(name: str) -> int:
-    """A number for a seed."""
-    return int.from_bytes(name.encode()[:8])
-
-
-def _stack(parts: Sequence[tuple[int, list[Pair]]]) -> _Pairs:
-    pairs = [pair for _, own in parts for pair in own]
-    group = torch.tensor([mask for mask, own in parts for _ in own], dtype=torch.long)
-    is_cause = torch.tensor([pair.kind == "cause" for pair in pairs], dtype=torch.bool)
-    return _Pairs(pairs, group, is_cause)

@@ -10,18 +10,16 @@ from sae_lib.activations.task_tables import TableConfig
 from sae_lib.errors import BadInput
 from sae_lib.evaluate import Bench, measure_task, read_metric
 from sae_lib.evaluate import _prompts as prompts_of
-from sae_lib.evaluate._ravel_pairs import draw_pairs, meet_in_training, read_prompts
-from sae_lib.evaluate.ravel import (
-    RavelConfig,
-    disentangle,
+from sae_lib.evaluate._ravel_masks import (
     exchange,
     orthonormal,
     rotated,
-    shares,
     swapped,
     temperatures,
     train_masks,
 )
+from sae_lib.evaluate._ravel_pairs import draw_pairs, meet_in_training, read_prompts
+from sae_lib.evaluate.ravel import RavelConfig, shares
 from sae_lib.evaluate.reader import TextReader
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.language_model import load_model
@@ -47,7 +45,6 @@ SMALL = {
 
 
 def test_disentangle_is_the_mean_of_cause_and_isolation():
-    assert disentangle(0.6, 0.7) == pytest.approx(0.65)
     right = torch.tensor([True] * 6 + [False] * 4 + [True] * 7 + [False] * 3)
     is_cause = torch.arange(20) < 10
     found = shares(right, is_cause, torch.zeros(20, dtype=torch.long), 1)
