@@ -139,7 +139,7 @@ def pages(address: str, experiment: str) -> Iterator[tuple[str, float]]:
         for what, (path, text) in shown.items():
             began = time.perf_counter()
             page.goto(address + path)
-            page.get_by_text(text).first.wait_for(timeout=120_000)
+            page.get_by_text(text).filter(visible=True).first.wait_for(timeout=120_000)
             yield f"page: {what}", time.perf_counter() - began
         browser.close()
 
