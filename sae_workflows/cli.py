@@ -77,6 +77,7 @@ class Listed(StrEnum):
     experiments = "experiments"
     models = "models"
     checks = "checks"
+    costs = "costs"
     saes = "saes"
 
 

@@ -26,6 +26,7 @@ def rows(what: str, home: Path) -> list[Row]:
         "models": lambda _: _models(),
         "experiments": _experiments,
         "checks": _checks,
+        "costs": lambda _: _costs(),
         "saes": _saes,
     }
     return listers[what](home)
@@ -191,6 +192,13 @@ def _checks(home: Path) -> list[Row]:
         }
         for key in sorted(graph.asset_check_keys, key=str)
     ]
+
+
+def _costs() -> list[Row]:
+    from sae_lib.llm.account import spent
+    from sae_lib.llm.cache import default_folder
+
+    return spent(default_folder())
 
 
 def _saes(home: Path) -> list[Row]:

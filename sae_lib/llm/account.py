@@ -118,3 +118,37 @@ def note(folder: Path, model: str, account: Account) -> None:
         os.write(file, (json.dumps(line) + "\n").encode())
     finally:
         os.close(file)
+
+
+def spent(folder: Path) -> list[dict[str, Any]]:
+    """What the ledger of ``folder`` comes to, per model: counts, cost, and days of first and last.
+
+    ``no_answer`` is how many questions stayed without; ``cost`` is None as soon as that of one
+    round is not known. Lines that a broken write left are passed over.
+    """
+    file = folder / LEDGER
+    sums: dict[str, dict[str, Any]] = {}
+    for text in file.read_text("utf-8").splitlines() if file.is_file() else ():
+        try:
+            line = json.loads(text)
+            model, counts = str(line["model"]), {name: int(line[name]) for name in _COUNTS}
+            day = time.strftime("%Y-%m-%d", time.gmtime(line["time"]))
+            cost, unanswered = line["cost"], sum(line["no_answer"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        held = sums.setdefault(
+            model,
+            {
+                "model": model,
+                **dict.fromkeys(_COUNTS, 0),
+                "no_answer": 0,
+                "cost": 0.0,
+                "first": day,
+            },
+        )
+        for name, count in counts.items():
+            held[name] += count
+        held["no_answer"] += unanswered
+        held["cost"] = None if cost is None or held["cost"] is None else held["cost"] + cost
+        held["last"] = day
+    return [sums[model] for model in sorted(sums)]

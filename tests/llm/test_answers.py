@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from sae_lib.llm import Question, Unreadable, ask_for, json_reader
-from sae_lib.llm.account import LEDGER
+from sae_lib.llm.account import LEDGER, Account, note, spent
 from sae_lib.llm.answers import MAX_REPLY
 from sae_lib.llm.quoting import Marks, as_json, marked_text, marks_for, one_line, running_text
 
@@ -85,6 +85,27 @@ def test_what_cannot_be_read_is_asked_once_more_and_then_counted(
     assistant = [b["messages"][2] for b in server.bodies if len(b["messages"]) == 4]
     assert {turn["role"] for turn in assistant} == {"assistant"}
     assert max(len(turn["content"]) for turn in assistant) == 2000
+
+
+def test_the_ledger_is_summed_by_model_and_unknown_costs_stay_unknown(tmp_path):
+    assert spent(tmp_path) == []
+    for model, prices in (("b", (1.0, 10.0)), ("a", (None, None)), ("b", (2.0, 10.0))):
+        account = Account(*prices)
+        account.send()
+        account.receive(1_000_000, 100_000)
+        account.give_up("refused: no")
+        note(tmp_path, model, account)
+    a, b = spent(tmp_path)
+    assert (a["model"], a["sent"], a["cost"]) == ("a", 1, None)
+    assert (b["model"], b["sent"], b["no_answer"], b["prompt_tokens"]) == ("b", 2, 2, 2_000_000)
+    assert b["cost"] == pytest.approx(1 + 1 + 2 + 1)
+    assert b["first"] <= b["last"]
+    account = Account()  # of this round prices are not known
+    account.send()
+    note(tmp_path, "b", account)
+    with (tmp_path / LEDGER).open("a") as file:
+        file.write('{"time": 1, "mod')  # killed while it wrote
+    assert (spent(tmp_path)[1]["sent"], spent(tmp_path)[1]["cost"]) == (3, None)
 
 
 @pytest.mark.parametrize("half", ["\\ud83d", "\ud83d"])
