@@ -187,18 +187,32 @@ def read_all(
             on_progress(done)
 
 
+ForEach = Callable[[Callable[[str], None], Iterable[str]], None]
+"""Does something for each of some names."""
+
+
 @contextmanager
-def _side_by_side(num: int) -> Iterator[Callable[[Callable[[str], None], Iterable[str]], None]]:
-    """Do something for each of ``num`` names, in threads that share the threads of torch."""
+def _side_by_side(num: int) -> Iterator[ForEach]:
+    """Work for ``num`` names in threads that share the threads of torch."""
     threads = torch.get_num_threads()
     workers = min(num, threads)
+
+    def in_turn(work: Callable[[str], None], names: Iterable[str]) -> None:
+        for name in names:
+            work(name)
+
+    def together(work: Callable[[str], None], names: Iterable[str]) -> None:
+        list(pool.map(work, names))  # raises what the first of them raised
+
     if workers < 2:
-        yield lambda work, names: [work(name) for name in names] and None
+        yield in_turn
         return
     share = partial(torch.set_num_threads, max(1, threads // workers))  # of the calling thread
-    with ThreadPoolExecutor(workers, initializer=share) as pool:
-        yield lambda work, names: [*pool.map(work, names)] and None
-    torch.set_num_threads(threads)  # what threads that are begun later take over
+    try:
+        with ThreadPoolExecutor(workers, initializer=share) as pool:
+            yield together
+    finally:
+        torch.set_num_threads(threads)  # what threads that begin later take over
 
 
 def _count(

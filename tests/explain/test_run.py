@@ -109,6 +109,24 @@ def test_company_and_batches_change_nothing(model, corpus, coders, explained):
     ]
 
 
+def test_reading_side_by_side_changes_nothing(model, corpus, coders, explained):
+    threads = torch.get_num_threads()
+    assert len(coders) > 1
+    try:
+        torch.set_num_threads(2)
+        assert explain_site(model, corpus, SITE, coders, METHODS, batch_contexts=5) == explained
+        assert torch.get_num_threads() == 2
+        broken = {name: coder for name, coder in coders.items()}
+        name = list(coders)[-1]
+        broken[name] = type(coders[name])(coders[name].cfg)
+        with torch.no_grad():
+            broken[name].W_enc.fill_(torch.nan)
+        with pytest.raises(BadInput, match="not finite"):
+            explain_site(model, corpus, SITE, broken, METHODS, batch_contexts=5)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_codes_in_pieces_are_the_same_codes(model, corpus, coders, explained, monkeypatch):
     monkeypatch.setattr("sae_lib.explain.run._CHUNK_CODES", 1)
     pieces = explain_site(model, corpus, SITE, coders, METHODS, batch_contexts=5)
