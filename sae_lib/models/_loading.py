@@ -2,23 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging
 
 from sae_lib.errors import BadInput
 from sae_lib.models._hub import hub_commit
 from sae_lib.models.config import ModelConfig
 from sae_lib.models.inspect import ModelInfo, bundled_models
+
+if TYPE_CHECKING:  # seconds to import, and most commands load no model
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def check_device(device: str) -> torch.device:
@@ -33,13 +28,15 @@ def check_device(device: str) -> torch.device:
     return found
 
 
-def read_model(cfg: ModelConfig, info: ModelInfo, device: torch.device) -> PreTrainedModel:
+def read_model(cfg: ModelConfig, info: ModelInfo, device: torch.device) -> "PreTrainedModel":
     """The weights in the form of the config, on ``device``, frozen, in evaluation mode.
 
     Raises:
         BadInput: the weights do not fit the config: some are missing or have another shape, or
             a hub model has none in safetensors.
     """
+    from transformers import AutoModel, AutoModelForCausalLM
+
     source, options = _source(cfg, info)
     family: Any = AutoModelForCausalLM if info.has_lm_head else AutoModel
     if info.model_type in ("bert", "roberta"):
@@ -69,8 +66,10 @@ def read_model(cfg: ModelConfig, info: ModelInfo, device: torch.device) -> PreTr
     return model.to(device).eval().requires_grad_(False)
 
 
-def read_tokenizer(cfg: ModelConfig, info: ModelInfo) -> PreTrainedTokenizerBase:
+def read_tokenizer(cfg: ModelConfig, info: ModelInfo) -> "PreTrainedTokenizerBase":
     """The tokenizer that comes with the model."""
+    from transformers import AutoTokenizer
+
     source, options = _source(cfg, info)
     try:
         with _quiet():
@@ -91,6 +90,8 @@ def _source(cfg: ModelConfig, info: ModelInfo) -> tuple[str, dict[str, Any]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the bars and remarks of transformers; what matters of them is raised here."""
+    from transformers.utils import logging
+
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

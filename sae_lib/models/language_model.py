@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_lib.errors import BadInput, NotApplicable, nearest
 from sae_lib.models._hooks import read, replace
@@ -29,6 +28,9 @@ from sae_lib.models.config import ModelConfig
 from sae_lib.models.families import BY_NAME, Point
 from sae_lib.models.inspect import ModelInfo, inspect_model
 from sae_lib.models.sites import MODULE, check_site, site_width, sites_of
+
+if TYPE_CHECKING:  # seconds to import, and most commands load no model
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]
 """From activations (batch, seq, d) to their replacement, of the same shape."""
@@ -57,8 +59,8 @@ class LanguageModel:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
         info: ModelInfo,
         device: torch.device,
     ) -> None:

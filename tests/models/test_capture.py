@@ -10,12 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sae_lib.errors import BadInput, NotApplicable
 from sae_lib.models.families import BY_NAME
 from sae_lib.models.language_model import LanguageModel
-
-
-def count_hooks(lm) -> int:
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.model.modules()
-    )
+from tests.models.hooks import count_hooks
 
 
 @pytest.fixture

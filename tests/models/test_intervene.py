@@ -8,12 +8,7 @@ import torch
 
 from sae_lib.errors import BadInput
 from sae_lib.models.language_model import LanguageModel
-
-
-def count_hooks(lm) -> int:
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.model.modules()
-    )
+from tests.models.hooks import count_hooks
 
 
 @pytest.fixture
