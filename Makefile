@@ -24,7 +24,7 @@ demo: $(STAMP)  ## run the whole life of an experiment on the bundled world, off
 	HF_HUB_OFFLINE=1 $(BIN)/sae run world-demo
 
 test: $(STAMP)  ## run the tests
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## lint, types, import contracts, definitions
 	$(BIN)/ruff format --check .

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sae_lib.llm.account import Account, note
+
 SAE = Path(sys.executable).parent / "sae"
 
 
@@ -138,6 +140,17 @@ def test_every_list_prints_rows_and_json(ran, what):
     rows = json.loads(sae("list", what, "--json", home=home).stdout)
     assert rows
     assert all(row.keys() == rows[0].keys() for row in rows)
+
+
+def test_costs_are_listed_by_model(ran, tmp_path, monkeypatch):
+    _, home, _ = ran
+    monkeypatch.setenv("SAE_LLM_CACHE", str(tmp_path))
+    account = Account(1.0, 2.0)
+    account.send()
+    account.receive(1_000_000, 500_000)
+    note(tmp_path, "a-model", account)
+    (row,) = json.loads(sae("list", "costs", "--json", home=home).stdout)
+    assert (row["model"], row["sent"], row["cost"]) == ("a-model", 1, 2.0)
 
 
 def test_a_list_is_a_table_for_people(ran):
